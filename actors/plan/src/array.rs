@@ -1,0 +1,272 @@
+//! Array: the heart. Assembles the in-sync copies under the recorded epoch, keeps the record ahead of the kernel while
+//! members come and go, and lets go when the volume is unstaged or has a new consumer.
+//!
+//! Called by the array actor's shell on the consumer. `start` gets an array running (design section 4, rule 4,
+//! *activate*), `run` keeps it (rules 1 to 3 and 6), `stop` ends it (rule 7 and the orderly end).
+//!
+//! ```text
+//!  absent ─create/assemble (read-only, sync frozen)─▶ assembled ─record-activate─▶ recorded ─activate-array─▶ frozen
+//!     ▲                                                                                                        │
+//!     └────────────────stop-array◀──(unstaged or deposed)──────── active ◀──release-sync── merge-bitmap ◀──────┘
+//! ```
+//!
+//! It never removes the last in-sync member (P8), never takes a member into the record before that member's own
+//! superblock says so (P7), and never formats or mounts: that is `stage`.
+
+mod run;
+mod start;
+mod stop;
+
+use crate::record::{RecordOp, VolumeRecord};
+use crate::{Machine, Plan, Reason};
+use meshstor_kernel::facts::{ArrayFact, ConnectionFact, MemberFact, MemberProbe, Transport};
+use meshstor_kernel::id::{BootId, Epoch, ExportKey, NodeName, ReplicaId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A remote member that has been unreachable this long is taken out of the set when another copy answers (rule 2).
+pub const UNREACHABLE: Duration = Duration::from_secs(5);
+/// A member that has I/O in flight and completes nothing this long counts as lost: the kernel's own command timeout.
+pub const STALLED: Duration = Duration::from_secs(30);
+/// How long a start waits for in-sync copies that are not there yet once one is: the same patience as for a running array.
+pub const START_PATIENCE: Duration = UNREACHABLE;
+/// How soon to look again at something that changes without a hint.
+const SOON: Duration = Duration::from_millis(500);
+
+/// Whether an MD name is one this program gives: numbers of the range the kernel layer allocates from.
+pub fn ours(name: &str) -> bool {
+    let number = name.strip_prefix("md").and_then(|n| n.parse::<u32>().ok());
+    number.is_some_and(|n| MD_MINORS.contains(&n))
+}
+
+/// MD minors that this program allocates; udev's own assemblies count down from 127.
+pub const MD_MINORS: std::ops::Range<u32> = 1000..2000;
+
+/// The machine of one volume's array on its consumer.
+pub struct Array;
+
+/// What is wanted of a volume's array on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArrayWish {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Running (staged) or stopped.
+    pub staged: bool,
+}
+
+/// The record as read now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordLook {
+    /// Read by quorum just now.
+    Fresh(Box<VolumeRecord>),
+    /// The API server says the object does not exist.
+    Missing,
+    /// The API server did not answer.
+    Unreachable,
+}
+
+/// One device that may be or become a member: a local partition, or the head of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Kernel name, the key of [`ArrayFact::members`].
+    pub component: String,
+    /// Device node.
+    pub path: String,
+    /// Whether it is this node's own partition.
+    pub local: bool,
+    /// What was read from it; only where [`probes`] asks for it.
+    pub probe: Option<MemberProbe>,
+}
+
+/// What was observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArrayLook {
+    /// This node.
+    pub me: NodeName,
+    /// This boot.
+    pub boot: BootId,
+    /// The record.
+    pub record: RecordLook,
+    /// The array.
+    pub array: Option<ArrayFact>,
+    /// Devices by the export life they come from. A local partition has the life written in its drive's record.
+    pub candidates: BTreeMap<ExportKey, Candidate>,
+    /// Controllers to exports of this volume.
+    pub connections: BTreeMap<ExportKey, ConnectionFact>,
+    /// Mounts of the volume that still answer.
+    pub live_mounts: BTreeSet<String>,
+    /// How long this actor has wanted the array without having it.
+    pub waiting_for: Duration,
+}
+
+/// How far an array is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ArrayPhase {
+    /// Not running.
+    #[default]
+    Absent,
+    /// On its way up or down.
+    Between,
+    /// Running under the recorded epoch; may be used.
+    Active,
+    /// Stopped, all connections gone.
+    Released,
+}
+
+/// What is reported of an array.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ArrayReport {
+    /// How far it is.
+    pub phase: ArrayPhase,
+    /// Device node, while it runs.
+    pub device: Option<String>,
+    /// Epoch it runs under.
+    pub epoch: Epoch,
+    /// Members by replica: in sync or not, and what carries their I/O.
+    pub members: BTreeMap<ReplicaId, MemberReport>,
+    /// Percent of a running sync.
+    pub sync_percent: Option<u32>,
+    /// What it waits for, or what is wrong while it runs.
+    pub reason: Option<Reason>,
+}
+
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberReport {
+    /// Active by MD.
+    pub in_sync: bool,
+    /// Transports with a live path; empty for a local member.
+    pub transports: BTreeSet<Transport>,
+    /// This node's own partition.
+    pub local: bool,
+}
+
+impl Machine for Array {
+    const KIND: &'static str = "array";
+    type Desired = ArrayWish;
+    type Fact = ArrayLook;
+    type Status = ArrayReport;
+
+    fn plan(desired: Option<&ArrayWish>, look: &ArrayLook) -> Plan<ArrayReport> {
+        let Some(wish) = desired else {
+            // Found in the kernel, its wish not known yet: leave it alone.
+            return Plan::rest(in_use(look, None));
+        };
+        if !wish.staged {
+            return stop::release(wish.volume, look);
+        }
+        let record = match &look.record {
+            RecordLook::Fresh(record) => record,
+            RecordLook::Missing => return run::unrecorded(wish.volume, look, Reason::VolumeMissing),
+            RecordLook::Unreachable => return run::unrecorded(wish.volume, look, Reason::ApiUnreachable),
+        };
+        if let Some(reason) = not_ours(record, look) {
+            return match (&look.array, &reason) {
+                (None, _) => Plan::rest(report(look, Some(reason))),
+                (Some(array), Reason::NotConsumer { .. }) => stop::depose(wish.volume, record.epoch, array, look),
+                // A record in doubt stops nothing: I/O goes on, and nothing new is decided.
+                (Some(_), _) => Plan::rest(report(look, Some(reason))),
+            };
+        }
+        match &look.array {
+            None => start::begin(record, look),
+            // Deposition is decided by epoch, never by node name.
+            Some(array) if members(array, look).any(|(key, _)| key.epoch < record.epoch) => {
+                stop::depose(wish.volume, record.epoch, array, look)
+            }
+            Some(array) if record.activated_epoch < record.epoch => start::activate(record, array, look),
+            Some(array) if array.state == "readonly" || array.sync_action == "frozen" || !array.safe_mode_off => {
+                start::open(record, array, look)
+            }
+            Some(array) => run::keep(record, array, look),
+        }
+    }
+}
+
+/// Which candidates the world has to read before planning, and whether their data area as well.
+pub fn probes(look: &ArrayLook) -> BTreeMap<ExportKey, bool> {
+    let RecordLook::Fresh(record) = &look.record else { return BTreeMap::new() };
+    let fresh = record.activated_epoch == 0;
+    // Never one that does not answer: the read would hang and the plan with it.
+    let all = || look.candidates.keys().filter(|k| answers(k, look)).map(|k| (*k, fresh)).collect();
+    let Some(array) = &look.array else { return all() };
+    if record.activated_epoch < record.epoch || array.sync_action == "frozen" || array.state == "readonly" {
+        return all();
+    }
+    let in_sync = record.in_sync.clone().unwrap_or_default();
+    let doubtful = look.candidates.iter().any(|(k, c)| {
+        !answers(k, look)
+            || !in_sync.contains(&k.replica.replica)
+            || array.members.get(&c.component).is_none_or(|m| !m.in_sync())
+    });
+    if doubtful { all() } else { BTreeMap::new() }
+}
+
+/// Why this node may not run the array under this record; `None`: it may.
+fn not_ours(record: &VolumeRecord, look: &ArrayLook) -> Option<Reason> {
+    if record.consumer.as_ref() != Some(&look.me) {
+        return Some(Reason::NotConsumer { consumer: record.consumer.clone() });
+    }
+    if let Some(what) = &record.foreign {
+        return Some(Reason::RecordLost { what: what.clone() });
+    }
+    if record.in_sync.as_ref().is_none_or(BTreeSet::is_empty) {
+        return Some(Reason::RecordLost { what: "status.inSync is absent".into() });
+    }
+    let seen = look.candidates.values().filter_map(|c| c.probe.as_ref()?.record.as_ref()).map(|r| r.epoch).max();
+    if let Some(drive) = seen.filter(|drive| *drive > record.epoch) {
+        return Some(Reason::EpochRegressed { drive, record: record.epoch });
+    }
+    (record.consumer_boot.as_ref() != Some(&look.boot)).then_some(Reason::NewBoot)
+}
+
+/// Members of the array whose device is known, with the export life they come from.
+fn members<'a>(array: &'a ArrayFact, look: &'a ArrayLook) -> impl Iterator<Item = (&'a ExportKey, &'a MemberFact)> {
+    look.candidates.iter().filter_map(|(key, c)| Some((key, array.members.get(&c.component)?)))
+}
+
+/// Replicas with an active member, with the life of that member.
+fn active<'a>(array: &'a ArrayFact, look: &'a ArrayLook) -> BTreeMap<ReplicaId, &'a ExportKey> {
+    members(array, look).filter(|(_, m)| m.in_sync()).map(|(k, _)| (k.replica.replica, k)).collect()
+}
+
+/// Whether a candidate answers now: local, or with a live path on which nothing hangs.
+fn answers(key: &ExportKey, look: &ArrayLook) -> bool {
+    let local = look.candidates.get(key).is_some_and(|c| c.local);
+    local || look.connections.get(key).is_some_and(|c| c.live() && c.down_for.is_zero() && c.stalled_for < UNREACHABLE)
+}
+
+/// What is true now.
+fn report(look: &ArrayLook, reason: Option<Reason>) -> ArrayReport {
+    let Some(array) = &look.array else { return ArrayReport { reason, ..ArrayReport::default() } };
+    let member = |key: &ExportKey, fact: &MemberFact| MemberReport {
+        in_sync: fact.in_sync(),
+        local: look.candidates.get(key).is_some_and(|c| c.local),
+        transports: look
+            .connections
+            .get(key)
+            .map(|c| c.controllers.values().filter(|c| c.state == "live").map(|c| c.address.transport).collect())
+            .unwrap_or_default(),
+    };
+    ArrayReport {
+        phase: ArrayPhase::Between,
+        device: Some(array.path.clone()),
+        epoch: members(array, look).map(|(k, _)| k.epoch).max().unwrap_or(0),
+        members: members(array, look).map(|(k, m)| (k.replica.replica, member(k, m))).collect(),
+        sync_percent: array.sync_completed.map(|(done, all)| (done * 100).checked_div(all).unwrap_or(100) as u32),
+        reason,
+    }
+}
+
+/// As [`report`], for an array that may be used.
+fn in_use(look: &ArrayLook, reason: Option<Reason>) -> ArrayReport {
+    ArrayReport { phase: ArrayPhase::Active, ..report(look, reason) }
+}
+
+fn change(record: &VolumeRecord, change: crate::record::Change) -> RecordOp {
+    RecordOp { expect: record.expect(), change }
+}
+
+#[cfg(test)]
+#[path = "array_tests.rs"]
+mod tests;

@@ -1,0 +1,230 @@
+//! Keeping a running array: the record stays ahead of the kernel (shrink before degrade, grow after proof), members
+//! return only as resync targets of a new export generation, the last copy is frozen and never failed.
+
+use super::*;
+use crate::record::{Change, DepartureRecord};
+use meshstor_kernel::facts::{OtherCopyInSync, Superblock};
+use meshstor_kernel::ops::Op;
+
+/// The record cannot be read or does not exist: whatever runs goes on. A member that MD failed by itself freezes the
+/// volume's writes until the loss can be recorded (P6).
+pub(super) fn unrecorded(volume: VolumeId, look: &ArrayLook, reason: Reason) -> Plan<ArrayReport> {
+    let Some(array) = &look.array else { return Plan::rest(report(look, Some(reason))) };
+    if array.members.values().any(|m| m.flags.contains("faulty"))
+        && let Some((component, _)) = array.members.iter().find(|(_, m)| m.in_sync())
+        && !frozen(array)
+    {
+        let op = Op::FreezeWrites { volume, component: component.clone(), frozen: true };
+        return Plan::step(op, in_use(look, Some(reason)));
+    }
+    Plan::rest(in_use(look, Some(reason)))
+}
+
+/// The steady state. The first rule that has something to do decides the step.
+pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let rules = [lost, thaw, unrecorded_member, unreachable, discard_faulty, write_mostly, comes_back];
+    rules
+        .iter()
+        .find_map(|rule| rule(record, array, look))
+        .unwrap_or_else(|| Plan::rest(in_use(look, health(record, array))))
+}
+
+type Rule = Option<Plan<ArrayReport>>;
+
+fn in_sync(record: &VolumeRecord) -> BTreeSet<ReplicaId> {
+    record.in_sync.clone().unwrap_or_default()
+}
+
+fn frozen(array: &ArrayFact) -> bool {
+    array.members.values().any(|m| m.in_sync() && m.flags.contains("blocked"))
+}
+
+/// A recorded copy has no active member: the kernel dropped it by itself. Freeze all writes, record, go on.
+fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let now = active(array, look);
+    let gone = in_sync(record).into_iter().find(|r| !now.contains_key(r))?;
+    let survivor = now.iter().find(|(r, _)| in_sync(record).contains(r)).map(|(_, k)| *k);
+    let Some(component) = survivor.and_then(|k| look.candidates.get(k)).map(|c| c.component.clone()) else {
+        return Some(Plan::rest(in_use(look, Some(Reason::LastCopyFrozen { replica: gone }))));
+    };
+    let reason = Some(Reason::Degraded { missing: [gone].into() });
+    if !frozen(array) {
+        let op = Op::FreezeWrites { volume: record.volume, component, frozen: true };
+        return Some(Plan::step(op, in_use(look, reason)));
+    }
+    Some(Plan::step(change(record, shrink(record, gone, look)), in_use(look, reason)))
+}
+
+fn shrink(record: &VolumeRecord, replica: ReplicaId, look: &ArrayLook) -> Change {
+    let probed = look.candidates.values().filter_map(|c| c.probe.as_ref()?.superblock.as_ref());
+    let events = probed.map(|s| s.events).max().unwrap_or(0);
+    let generation = record.replicas.get(&replica).map_or(0, |r| match &r.export {
+        Some(export) if export.epoch == record.epoch => export.generation.max(r.wanted_export.1),
+        _ => r.wanted_export.1,
+    });
+    Change::Shrink { replica, departure: DepartureRecord { epoch: record.epoch, generation, events } }
+}
+
+/// Everything the kernel lost is recorded: let writes go on.
+fn thaw(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let (component, _) = array.members.iter().find(|(_, m)| m.in_sync() && m.flags.contains("blocked"))?;
+    let op = Op::FreezeWrites { volume: record.volume, component: component.clone(), frozen: false };
+    Some(Plan::step(op, in_use(look, None)))
+}
+
+/// An active member that the record does not have: either it was taken out and its connection has yet to be deleted
+/// (irrevocable, F9), or it has recovered and its own superblock has to prove it (F15).
+fn unrecorded_member(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let set = in_sync(record);
+    let (key, member) = members(array, look).find(|(k, m)| {
+        !set.contains(&k.replica.replica) && (m.in_sync() || departed(record, k)) && !m.flags.contains("faulty")
+    })?;
+    let candidate = look.candidates.get(key)?;
+    if departed(record, key) {
+        let survivor = active(array, look).into_iter().find(|(r, k)| set.contains(r) && answers(k, look))?.1;
+        let survivor_component = &look.candidates.get(survivor)?.component;
+        let evidence =
+            OtherCopyInSync::prove(array, &candidate.component, survivor_component, answers(survivor, look))?;
+        let op = Op::DropMember { key: *key, volume: record.volume, evidence };
+        return Some(Plan::step(op, in_use(look, Some(Reason::Degraded { missing: [key.replica.replica].into() }))));
+    }
+    let newest = active(array, look)
+        .iter()
+        .filter(|(r, _)| set.contains(r))
+        .filter_map(|(_, k)| superblock(look, k))
+        .map(|s| s.events)
+        .max();
+    let own = superblock(look, key);
+    let proven = own.is_some_and(|s| {
+        s.active_slot().map(u32::from) == member.slot && newest.is_some_and(|events| s.events >= events)
+    });
+    let reason = Some(Reason::Degraded { missing: [key.replica.replica].into() });
+    Some(match proven {
+        true => Plan::step(change(record, Change::Grow { replica: key.replica.replica }), in_use(look, reason)),
+        false => Plan::look_in(in_use(look, reason), SOON),
+    })
+}
+
+fn superblock<'a>(look: &'a ArrayLook, key: &ExportKey) -> Option<&'a Superblock> {
+    look.candidates.get(key)?.probe.as_ref()?.superblock.as_ref()
+}
+
+/// Whether this life of the replica was taken out of the record: it may never be written to again.
+fn departed(record: &VolumeRecord, key: &ExportKey) -> bool {
+    let life = (key.epoch, key.generation);
+    record.departures.get(&key.replica.replica).is_some_and(|d| life <= (d.epoch, d.generation))
+}
+
+/// A member that cannot be reached, in sync or still recovering: out of the record first, if another one answers now
+/// (P8, F14). A recovering one is written to as well, so it holds up the volume just the same.
+fn unreachable(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let set = in_sync(record);
+    let now = active(array, look);
+    let (replica, connection) = members(array, look)
+        .filter(|(_, m)| !m.flags.contains("faulty"))
+        .filter_map(|(k, _)| Some((k.replica.replica, look.connections.get(k)?)))
+        .find(|(_, c)| !c.down_for.is_zero() || c.stalled_for >= UNREACHABLE)?;
+    let other = now.iter().any(|(r, k)| *r != replica && set.contains(r) && answers(k, look));
+    if !other {
+        return Some(Plan::look_in(in_use(look, Some(Reason::LastCopyFrozen { replica })), SOON));
+    }
+    let patience =
+        UNREACHABLE.saturating_sub(connection.down_for).min(STALLED.saturating_sub(connection.stalled_for).max(SOON));
+    let due = connection.down_for >= UNREACHABLE || connection.stalled_for >= STALLED;
+    let reason = Some(Reason::AwaitingConnection { replicas: [replica].into() });
+    Some(match due {
+        true => Plan::step(change(record, shrink(record, replica, look)), in_use(look, reason)),
+        false => Plan::look_in(in_use(look, reason), patience.max(Duration::from_millis(50))),
+    })
+}
+
+/// A failed device that the record no longer has: free its slot.
+fn discard_faulty(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let (component, _) = array.members.iter().find(|(_, m)| m.flags.contains("faulty"))?;
+    let op = Op::RemoveFaulty { volume: record.volume, component: component.clone() };
+    Some(Plan::step(op, in_use(look, health(record, array))))
+}
+
+/// Reads stay local: remote members are write-mostly, but only while no resync is pending (F17) and a local member exists.
+fn write_mostly(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let has_local = active(array, look).values().any(|k| look.candidates.get(*k).is_some_and(|c| c.local));
+    let settled = array.resync_done && array.sync_action != "resync";
+    look.candidates.values().find_map(|c| {
+        let member = array.members.get(&c.component)?;
+        let wanted = settled && has_local && !c.local && member.in_sync();
+        let is = member.flags.contains("write_mostly");
+        let op = Op::SetWriteMostly { volume: record.volume, component: c.component.clone(), on: wanted };
+        (wanted != is).then(|| Plan::step(op, in_use(look, health(record, array))))
+    })
+}
+
+/// A copy outside the set with a new export life: merge its bitmap and re-add it, or recover it wholly.
+fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let set = in_sync(record);
+    let (key, candidate) = record.replicas.keys().filter(|r| !set.contains(r)).find_map(|r| {
+        let (key, _) = record.usable_export(*r)?;
+        let (key, candidate) = look.candidates.get_key_value(&key)?;
+        let free = !array.members.contains_key(&candidate.component);
+        (free && answers(key, look) && candidate.probe.is_some()).then_some((key, candidate))
+    })?;
+    let volume = record.volume;
+    let reason = || health(record, array);
+    // One at a time, and never while a resync is pending (F17).
+    if array.sync_action != "idle" || !array.resync_done {
+        return None;
+    }
+    if !array.has_bitmap {
+        return Some(Plan::step(Op::AddBitmap { volume }, in_use(look, reason())));
+    }
+    if array.degraded == 0 {
+        let op = Op::SetRaidDisks { volume, count: array.raid_disks + 1 };
+        return Some(Plan::step(op, in_use(look, reason())));
+    }
+    let device = candidate.path.clone();
+    let Some(own) = bitmap_return(record, key, candidate, look) else {
+        return Some(Plan::step(Op::AddMember { volume, device }, in_use(look, reason())));
+    };
+    // What the survivors' bitmap on disk already has needs no merge; anything else is merged and resynced first (F1).
+    let running = active(array, look)
+        .values()
+        .filter_map(|k| superblock(look, k)?.bitmap.as_ref())
+        .map(|b| b.dirty.clone())
+        .reduce(|a, b| a.intersection(&b).copied().collect());
+    let missing: BTreeSet<u64> = own.difference(&running?).copied().collect();
+    Some(match missing.is_empty() {
+        true => Plan::step(Op::ReAddMember { volume, device }, in_use(look, reason())),
+        false => Plan::step(Op::MergeBitmap { volume, chunks: missing }, in_use(look, reason())),
+    })
+}
+
+/// The dirty chunks of a copy whose lineage allows a bitmap-based return; `None`: anything doubtful is recovered wholly.
+fn bitmap_return(
+    record: &VolumeRecord,
+    key: &ExportKey,
+    candidate: &Candidate,
+    look: &ArrayLook,
+) -> Option<BTreeSet<u64>> {
+    let departure = record.departures.get(&key.replica.replica)?;
+    let own = candidate.probe.as_ref()?.superblock.as_ref()?;
+    let bitmap = own.bitmap.as_ref()?;
+    let array = look.array.as_ref()?;
+    let survivor = active(array, look).into_values().find_map(|k| superblock(look, k)?.bitmap.as_ref())?;
+    let lineage = own.set_uuid == record.volume.md_uuid()
+        && own.level == 1
+        && own.recovery_offset.is_none()
+        && own.active_slot().is_some()
+        && own.events <= departure.events;
+    let bits = bitmap.uuid == own.set_uuid && bitmap.chunk_bytes == survivor.chunk_bytes && bitmap.events >= own.events;
+    (lineage && bits).then(|| bitmap.dirty.clone())
+}
+
+/// What is wrong while it runs.
+fn health(record: &VolumeRecord, array: &ArrayFact) -> Option<Reason> {
+    if let Some((done, all)) = array.sync_completed {
+        return Some(Reason::Resyncing { percent: (done * 100).checked_div(all).unwrap_or(100) as u32 });
+    }
+    let set = in_sync(record);
+    let wanted = record.replicas.iter().filter(|(_, r)| r.wanted).map(|(id, _)| *id);
+    let missing: BTreeSet<ReplicaId> = wanted.filter(|r| !set.contains(r)).collect();
+    (!missing.is_empty()).then_some(Reason::Degraded { missing })
+}

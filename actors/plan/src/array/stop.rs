@@ -1,0 +1,58 @@
+//! Letting go of an array: the orderly end after an unstage, and the end of a deposed consumer.
+
+use super::*;
+use crate::record::Change;
+use meshstor_kernel::ops::Op;
+
+/// Nobody wants it staged: stop it when nothing uses it, delete the connections, say so in the record. Works from
+/// kernel facts alone: the object may be gone, the API server away, the volume published elsewhere.
+pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
+    let releasing = || report(look, Some(Reason::Releasing));
+    if let Some(array) = &look.array {
+        // Unstaged after the volume went elsewhere (forced detach): an orderly unmount would wait for fenced copies.
+        if let RecordLook::Fresh(record) = &look.record
+            && (record.consumer.as_ref() != Some(&look.me) || members(array, look).any(|(k, _)| k.epoch < record.epoch))
+        {
+            return depose(volume, record.epoch, array, look);
+        }
+        let users = array.mounts.iter().chain(&array.holders).cloned().collect::<Vec<_>>();
+        if !users.is_empty() {
+            return Plan::look_in(report(look, Some(Reason::Busy { holder: users.join(", ") })), SOON);
+        }
+        return Plan::step(Op::StopArray { volume }, releasing());
+    }
+    if let Some(key) = look.connections.keys().next() {
+        return Plan::step(Op::Disconnect { key: *key }, releasing());
+    }
+    let done = ArrayReport { phase: ArrayPhase::Released, ..report(look, None) };
+    match &look.record {
+        RecordLook::Fresh(record)
+            if record.consumer.as_ref() == Some(&look.me) && record.released_epoch < record.epoch =>
+        {
+            // The answer to NodeUnstage does not wait for it: the phase already says released.
+            Plan::step(change(record, Change::Released), done)
+        }
+        _ => Plan::rest(done),
+    }
+}
+
+/// A higher epoch has another consumer: shut the file system down before anything that waits can be released as a
+/// success on the local copy, then delete the controllers, unmount lazily, stop the array. The data are kept.
+pub(super) fn depose(volume: VolumeId, epoch: Epoch, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let status = report(look, Some(Reason::Deposed { epoch }));
+    if !look.live_mounts.is_empty() {
+        return Plan::step(Op::ShutdownFilesystem { volume }, status);
+    }
+    // Kernel holders (dm, loop) cannot be killed: stay frozen and say so.
+    if !array.holders.is_empty() {
+        let holder = array.holders.iter().cloned().collect::<Vec<_>>().join(", ");
+        return Plan::look_in(report(look, Some(Reason::Busy { holder })), SOON);
+    }
+    if let Some(key) = look.connections.keys().next() {
+        return Plan::step(Op::Abandon { key: *key, deposed_by: epoch }, status);
+    }
+    if let Some(target) = array.mounts.iter().next() {
+        return Plan::step(Op::Unmount { target: target.clone(), lazy: true }, status);
+    }
+    Plan::step(Op::StopArray { volume }, status)
+}

@@ -1,0 +1,107 @@
+//! Drive: is it ours to use, and how much room does it have. Decides nothing destructive: it only reports.
+//!
+//! Called by the drive actor's shell; its report becomes the status of a MeshStorNodeDevice.
+
+use crate::{Machine, Plan, Reason};
+use meshstor_kernel::facts::{DriveClass, DriveFact};
+use meshstor_kernel::id::PARTITION_TYPE;
+
+/// The machine of one drive.
+pub struct Drive;
+
+/// What the operator wants of a drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DriveUsage {
+    /// Use it when it is blank or wholly ours.
+    #[default]
+    Auto,
+    /// Use its free space although foreign partitions are on it.
+    Use,
+    /// No new replicas.
+    Ignore,
+}
+
+/// What is reported of a drive.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DriveReport {
+    /// The drive as seen; `None` when it is gone.
+    pub fact: Option<DriveFact>,
+    /// Why it takes no new replicas; `None`: it does.
+    pub refused: Option<Reason>,
+    /// Bytes that new replicas may take.
+    pub free_bytes: u64,
+    /// Largest extent that a new replica may take.
+    pub largest_free_bytes: u64,
+    /// Entries that are not ours.
+    pub foreign_partitions: u32,
+}
+
+impl Machine for Drive {
+    const KIND: &'static str = "drive";
+    type Desired = DriveUsage;
+    type Fact = Option<DriveFact>;
+    type Status = DriveReport;
+
+    fn plan(desired: Option<&DriveUsage>, fact: &Option<DriveFact>) -> Plan<DriveReport> {
+        let Some(drive) = fact else {
+            return Plan::rest(DriveReport { refused: Some(Reason::DriveGone), ..DriveReport::default() });
+        };
+        let refused = refusal(desired.copied().unwrap_or_default(), &drive.class);
+        let usable = refused.is_none();
+        let free = drive.free.iter().map(|e| e.length);
+        Plan::rest(DriveReport {
+            free_bytes: if usable { free.clone().sum() } else { 0 },
+            largest_free_bytes: if usable { free.max().unwrap_or(0) } else { 0 },
+            foreign_partitions: drive.entries.values().filter(|e| e.type_guid != PARTITION_TYPE).count() as u32,
+            refused,
+            fact: fact.clone(),
+        })
+    }
+}
+
+/// Why a drive of this class takes no new replica under this wish.
+pub fn refusal(usage: DriveUsage, class: &DriveClass) -> Option<Reason> {
+    let because = |why: &str| Some(Reason::DriveRefused { why: why.to_string() });
+    match (usage, class) {
+        (DriveUsage::Ignore, _) => because("spec.use is ignore"),
+        (_, DriveClass::Theirs(why)) => because(why),
+        (_, DriveClass::Unreadable(why)) => because(why),
+        (DriveUsage::Auto, DriveClass::Shared) => {
+            because("it holds foreign partitions; set spec.use to use if its free space may be taken")
+        }
+        (DriveUsage::Use, DriveClass::Shared) => None,
+        (DriveUsage::Auto | DriveUsage::Use, DriveClass::Ours | DriveClass::Blank(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{blank_drive, our_drive};
+
+    #[test]
+    fn theirs_offers_nothing_whatever_the_operator_says() {
+        for usage in [DriveUsage::Auto, DriveUsage::Use, DriveUsage::Ignore] {
+            let mut drive = our_drive();
+            drive.class = DriveClass::Theirs("ext4 file system on the whole drive".into());
+            let report = Drive::plan(Some(&usage), &Some(drive)).status;
+            assert_eq!((report.free_bytes, report.largest_free_bytes), (0, 0));
+            assert!(report.refused.is_some());
+        }
+    }
+
+    #[test]
+    fn free_space_beside_foreign_partitions_needs_the_operator() {
+        let mut drive = our_drive();
+        drive.class = DriveClass::Shared;
+        assert!(Drive::plan(Some(&DriveUsage::Auto), &Some(drive.clone())).status.refused.is_some());
+        let report = Drive::plan(Some(&DriveUsage::Use), &Some(drive)).status;
+        assert!(report.refused.is_none() && report.free_bytes > 0);
+    }
+
+    #[test]
+    fn a_blank_drive_is_offered_and_not_touched() {
+        let plan = Drive::plan(None, &Some(blank_drive()));
+        assert!(plan.next.is_none() && plan.status.refused.is_none() && plan.status.free_bytes > 0);
+    }
+}

@@ -1,0 +1,248 @@
+//! Export: fence everything older than the recorded epoch, then offer the replica to the recorded consumer.
+//!
+//! Called by the export actor's shell with a spec read by quorum, never from a cached list (F12). The order is that of
+//! design section 4, rule 4: unlink from all ports, disable and drain, record the epoch on the drive, report; and the
+//! mirrored order to export. It never lets a partition be exported while an array of this node uses it.
+
+use crate::{Machine, Plan, Reason};
+use meshstor_kernel::facts::{EpochRecord, ExportEntry, ExportFact, Listen, PartitionFact, Transport};
+use meshstor_kernel::id::{ClusterId, Epoch, ExportKey, Generation, NodeName, ReplicaId, ReplicaKey};
+use meshstor_kernel::ops::Op;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Exports listen on service numbers of this range by default: below the range Linux gives to outgoing connections
+/// (32768 to 60999), 4096 of them at about 170 KB of kernel memory each.
+pub const PORT_RANGE: std::ops::Range<u16> = 20_000..24_096;
+
+/// The machine of one replica's export.
+pub struct Export;
+
+/// What is recorded for a replica, read by quorum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportWish {
+    /// The cluster the object is in.
+    pub cluster: ClusterId,
+    /// Name of the volume's object.
+    pub volume_name: String,
+    /// Epoch to fence and export for.
+    pub epoch: Epoch,
+    /// Generation inside the epoch.
+    pub generation: Generation,
+    /// Who may use it; `None` while detached.
+    pub consumer: Option<NodeName>,
+    /// The export reported last, so that a rebooted target listens where its consumers dial.
+    pub reported: Option<ExportKeyListen>,
+    /// The in-sync set, copied into the drive's record for recovery.
+    pub in_sync: BTreeSet<ReplicaId>,
+    /// A tombstone is set: nothing is exported any more.
+    pub tombstoned: bool,
+}
+
+/// An export's life and addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportKeyListen {
+    /// Epoch.
+    pub epoch: Epoch,
+    /// Generation.
+    pub generation: Generation,
+    /// Addresses.
+    pub listen: BTreeSet<Listen>,
+}
+
+/// What was observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportLook {
+    /// This node.
+    pub me: NodeName,
+    /// What is recorded now; `None` when it could not be read or is not there: everything stays as it is.
+    pub wish: Option<ExportWish>,
+    /// The partition.
+    pub partition: Option<PartitionFact>,
+    /// nvmet's objects.
+    pub exports: ExportFact,
+    /// Addresses to listen on.
+    pub addresses: BTreeSet<(Transport, IpAddr)>,
+    /// Service numbers in quarantine, as recorded in the node's object.
+    pub quarantined: BTreeSet<u16>,
+}
+
+/// What is reported of an export.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExportReport {
+    /// Highest epoch below which nothing is exported, as written on the drive.
+    pub fenced_epoch: Epoch,
+    /// The usable export; its addresses are empty when the consumer is this node.
+    pub export: Option<ExportKeyListenReport>,
+    /// Service numbers of dead exports that must be recorded as quarantined before their objects are removed.
+    pub retire: BTreeSet<(u16, Epoch, NodeName)>,
+    /// What it waits for.
+    pub reason: Option<Reason>,
+}
+
+/// A reported export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportKeyListenReport {
+    /// Epoch.
+    pub epoch: Epoch,
+    /// Generation.
+    pub generation: Generation,
+    /// Addresses.
+    pub listen: BTreeSet<Listen>,
+}
+
+/// The key is part of what is wanted: it never changes in the life of the actor.
+impl Machine for Export {
+    const KIND: &'static str = "export";
+    type Desired = ReplicaKey;
+    type Fact = ExportLook;
+    type Status = ExportReport;
+
+    fn plan(desired: Option<&ReplicaKey>, look: &ExportLook) -> Plan<ExportReport> {
+        let (Some(key), Some(wish)) = (desired, &look.wish) else { return rest(look, Reason::ApiUnreachable) };
+        let Some(partition) = &look.partition else {
+            return rest(look, Reason::AwaitingPartition { replica: desired.map_or(ReplicaId(0), |k| k.replica) });
+        };
+        let Some(record) = &partition.record else {
+            return rest(look, Reason::AwaitingPartition { replica: key.replica });
+        };
+        if wish.epoch < record.epoch {
+            return rest(look, Reason::EpochRegressed { drive: record.epoch, record: wish.epoch });
+        }
+        let current = (wish.epoch, wish.generation);
+        if let Some(plan) = fence_older(wish, look, current) {
+            return plan;
+        }
+        // Somebody else's assembly (udev's md127) over our partition: taken down unless it is in use.
+        if let Some(foreign) = partition.holders.iter().find(|h| h.starts_with("md") && !crate::array::ours(h)) {
+            let status = ExportReport { reason: Some(Reason::HeldByArray { array: foreign.clone() }), ..report(look) };
+            return Plan::step(Op::StopForeignArray { name: foreign.clone() }, status);
+        }
+        // An array of this node that began in an older epoch is still a writer (F6): no report until it is gone.
+        if record.epoch < wish.epoch && !partition.holders.is_empty() {
+            return rest(look, Reason::HeldByArray { array: holders(partition) });
+        }
+        if (record.epoch, record.generation) < current {
+            let op = Op::WriteRecord { key: *key, record: raised(record, wish) };
+            return Plan::step(op, report(look));
+        }
+        match &wish.consumer {
+            None => Plan::rest(report(look)),
+            Some(_) if wish.tombstoned => Plan::rest(report(look)),
+            Some(node) if *node == look.me => local(wish, look),
+            Some(node) => remote(*key, wish, node, partition, look),
+        }
+    }
+}
+
+fn holders(partition: &PartitionFact) -> String {
+    partition.holders.iter().cloned().collect::<Vec<_>>().join(", ")
+}
+
+/// What is true now whatever is wanted.
+fn report(look: &ExportLook) -> ExportReport {
+    let record = look.partition.as_ref().and_then(|p| p.record.as_ref());
+    ExportReport { fenced_epoch: record.map_or(0, |r| r.epoch), ..ExportReport::default() }
+}
+
+fn rest(look: &ExportLook, reason: Reason) -> Plan<ExportReport> {
+    Plan::rest(ExportReport { reason: Some(reason), ..report(look) })
+}
+
+/// Fences, then removes, every export that is not the wanted one. A port's number is in quarantine before its objects go.
+fn fence_older(wish: &ExportWish, look: &ExportLook, current: (Epoch, Generation)) -> Option<Plan<ExportReport>> {
+    let keep = wish.consumer.as_ref().filter(|c| **c != look.me && !wish.tombstoned).map(|_| current);
+    let stale = || look.exports.entries.iter().filter(|(k, _)| Some((k.epoch, k.generation)) != keep);
+    // All unlinks first: a hung drain of one must not keep another one answering.
+    if let Some((key, _)) = stale().find(|(_, e)| e.enabled || !e.ports.is_empty()) {
+        let status = ExportReport { reason: Some(Reason::Releasing), ..report(look) };
+        return Some(Plan::step(Op::Fence { key: *key }, status));
+    }
+    let (key, entry) = stale().next()?;
+    let retire = dialled(key, entry);
+    if retire.iter().all(|(port, ..)| look.quarantined.contains(port)) {
+        let status = ExportReport { reason: Some(Reason::Releasing), ..report(look) };
+        return Some(Plan::step(Op::RemoveExport { key: *key }, status));
+    }
+    // Fenced already: what follows does not wait for the quarantine to be written, unless it needs the name again.
+    None
+}
+
+/// The numbers of a dead export that its hosts may still be dialling.
+fn dialled(key: &ExportKey, entry: &ExportEntry) -> BTreeSet<(u16, Epoch, NodeName)> {
+    let prefix = NodeName(String::new()).host_nqn().0;
+    let hosts = entry.hosts.iter().filter_map(|h| h.0.strip_prefix(&prefix));
+    hosts
+        .flat_map(|host| entry.unlinked_ports.iter().map(move |l| (l.port, key.epoch, NodeName(host.to_string()))))
+        .collect()
+}
+
+/// Every number that still waits to be recorded as quarantined.
+fn to_retire(wish: &ExportWish, look: &ExportLook) -> BTreeSet<(u16, Epoch, NodeName)> {
+    let current = (wish.epoch, wish.generation);
+    let dead = look.exports.entries.iter().filter(|(k, e)| (k.epoch, k.generation) != current && e.ports.is_empty());
+    dead.flat_map(|(k, e)| dialled(k, e)).filter(|(port, ..)| !look.quarantined.contains(port)).collect()
+}
+
+fn raised(record: &EpochRecord, wish: &ExportWish) -> EpochRecord {
+    EpochRecord {
+        epoch: wish.epoch,
+        generation: wish.generation,
+        in_sync: wish.in_sync.clone(),
+        volume_name: wish.volume_name.clone(),
+        ..record.clone()
+    }
+}
+
+/// The consumer is this node: the partition itself is the member.
+fn local(wish: &ExportWish, look: &ExportLook) -> Plan<ExportReport> {
+    let export = ExportKeyListenReport { epoch: wish.epoch, generation: wish.generation, listen: BTreeSet::new() };
+    Plan::rest(ExportReport { export: Some(export), retire: to_retire(wish, look), ..report(look) })
+}
+
+/// The consumer is another node: one subsystem, one port of its own for each transport.
+fn remote(
+    key: ReplicaKey,
+    wish: &ExportWish,
+    consumer: &NodeName,
+    partition: &PartitionFact,
+    look: &ExportLook,
+) -> Plan<ExportReport> {
+    if !partition.holders.is_empty() {
+        return rest(look, Reason::HeldByArray { array: holders(partition) });
+    }
+    let export = ExportKey { replica: key, epoch: wish.epoch, generation: wish.generation };
+    let entry = look.exports.entries.get(&export);
+    let host = consumer.host_nqn();
+    if let Some(entry) = entry.filter(|e| e.enabled && !e.ports.is_empty() && e.hosts.contains(&host)) {
+        let listen = entry.ports.clone();
+        let live = ExportKeyListenReport { epoch: wish.epoch, generation: wish.generation, listen };
+        return Plan::rest(ExportReport { export: Some(live), retire: to_retire(wish, look), ..report(look) });
+    }
+    if look.addresses.is_empty() {
+        return rest(look, Reason::NoAddress);
+    }
+    let Some(port) = choose_port(export, wish, look) else { return rest(look, Reason::NoPort) };
+    let listen =
+        look.addresses.iter().map(|(transport, address)| Listen { transport: *transport, address: *address, port });
+    let op = Op::Export { key: export, host, listen: listen.collect() };
+    Plan::step(op, ExportReport { retire: to_retire(wish, look), ..report(look) })
+}
+
+/// The number reported before for this very export, or a free one. The search starts at a place that depends on the
+/// export, so that exports made at the same time on one node seldom want the same number.
+fn choose_port(export: ExportKey, wish: &ExportWish, look: &ExportLook) -> Option<u16> {
+    let same = wish.reported.as_ref().filter(|r| (r.epoch, r.generation) == (export.epoch, export.generation));
+    if let Some(port) = same.and_then(|r| r.listen.first()).map(|l| l.port) {
+        return Some(port);
+    }
+    let length = PORT_RANGE.len() as u128;
+    let start = (export.namespace_uuid().as_u128() % length) as u16;
+    (0..PORT_RANGE.len() as u16)
+        .map(|step| PORT_RANGE.start + (start + step) % PORT_RANGE.len() as u16)
+        .find(|port| !look.exports.ports_in_use.contains(port) && !look.quarantined.contains(port))
+}
+
+#[cfg(test)]
+#[path = "export_tests.rs"]
+mod tests;

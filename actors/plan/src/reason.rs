@@ -1,0 +1,238 @@
+//! Reasons: why something waits or is refused. One closed list behind conditions, CSI messages, metric labels and
+//! `docs/errors.md` (a test there ties the page to this list).
+
+use meshstor_kernel::id::{Epoch, NodeName, ReplicaId};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// Why nothing is being done although something is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The API server does not answer, and the next step must be recorded there first.
+    ApiUnreachable,
+    /// The volume's object does not exist.
+    VolumeMissing,
+    /// `inSync` is absent, or the object was restored: nobody knows which copies are complete.
+    RecordLost {
+        /// What exactly does not match.
+        what: String,
+    },
+    /// A drive has seen a higher epoch than the record names: the record went back in time.
+    EpochRegressed {
+        /// On the drive.
+        drive: Epoch,
+        /// In the record.
+        record: Epoch,
+    },
+    /// Another node is the consumer, or none.
+    NotConsumer {
+        /// The recorded consumer.
+        consumer: Option<NodeName>,
+    },
+    /// This node rebooted since the epoch began; a new epoch is on its way.
+    NewBoot,
+    /// These replicas' nodes have not fenced for this epoch.
+    AwaitingFence {
+        /// Which.
+        replicas: BTreeSet<ReplicaId>,
+        /// Epoch.
+        epoch: Epoch,
+    },
+    /// These replicas have no export or no live connection yet.
+    AwaitingConnection {
+        /// Which.
+        replicas: BTreeSet<ReplicaId>,
+    },
+    /// The partition of this replica is not ready.
+    AwaitingPartition {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// The last in-sync copy cannot be reached: writes are frozen, not failed.
+    LastCopyFrozen {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A copy looks older than another one that marks it missing.
+    StaleCopy {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// Data were there and are not any more: never formatted again.
+    DataMissing {
+        /// What was found.
+        what: String,
+    },
+    /// A resync or recovery is running.
+    Resyncing {
+        /// Percent done.
+        percent: u32,
+    },
+    /// Fewer copies than wanted are in sync.
+    Degraded {
+        /// Those missing.
+        missing: BTreeSet<ReplicaId>,
+    },
+    /// An array of an older epoch still uses the partition on its node.
+    HeldByArray {
+        /// Its kernel name.
+        array: String,
+    },
+    /// Something outside of us has the array or partition open.
+    Busy {
+        /// Who.
+        holder: String,
+    },
+    /// The drive is not ours to use.
+    DriveRefused {
+        /// Why, in words.
+        why: String,
+    },
+    /// The drive is not there.
+    DriveGone,
+    /// No free extent of the size on the drive.
+    NoSpace {
+        /// Bytes wanted.
+        wanted: u64,
+        /// Largest free extent.
+        largest: u64,
+    },
+    /// No free port in the configured range.
+    NoPort,
+    /// No address to listen on.
+    NoAddress,
+    /// The step failed; it will be tried again.
+    Failing {
+        /// The error's sentence.
+        error: String,
+    },
+    /// Something that is being undone: stop, disconnect, removal.
+    Releasing,
+    /// The object is being deleted by hand, without a recorded DeleteVolume: served on.
+    DeletedByHand,
+    /// A higher epoch was seen: this node's array is being torn down and its data kept.
+    Deposed {
+        /// Epoch seen.
+        epoch: Epoch,
+    },
+}
+
+impl Reason {
+    /// The word used in conditions, metric labels and `docs/errors.md`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Reason::ApiUnreachable => "ApiUnreachable",
+            Reason::VolumeMissing => "VolumeMissing",
+            Reason::RecordLost { .. } => "RecordLost",
+            Reason::EpochRegressed { .. } => "EpochRegressed",
+            Reason::NotConsumer { .. } => "NotConsumer",
+            Reason::NewBoot => "NewBoot",
+            Reason::AwaitingFence { .. } => "AwaitingFence",
+            Reason::AwaitingConnection { .. } => "AwaitingConnection",
+            Reason::AwaitingPartition { .. } => "AwaitingPartition",
+            Reason::LastCopyFrozen { .. } => "LastCopyFrozen",
+            Reason::StaleCopy { .. } => "StaleCopy",
+            Reason::DataMissing { .. } => "DataMissing",
+            Reason::Resyncing { .. } => "Resyncing",
+            Reason::Degraded { .. } => "Degraded",
+            Reason::HeldByArray { .. } => "HeldByArray",
+            Reason::Busy { .. } => "Busy",
+            Reason::DriveRefused { .. } => "DriveRefused",
+            Reason::DriveGone => "DriveGone",
+            Reason::NoSpace { .. } => "NoSpace",
+            Reason::NoPort => "NoPort",
+            Reason::NoAddress => "NoAddress",
+            Reason::Failing { .. } => "Failing",
+            Reason::Releasing => "Releasing",
+            Reason::DeletedByHand => "DeletedByHand",
+            Reason::Deposed { .. } => "Deposed",
+        }
+    }
+
+    /// Every word, for the documentation and metric tests.
+    pub const WORDS: &'static [&'static str] = &[
+        "ApiUnreachable",
+        "VolumeMissing",
+        "RecordLost",
+        "EpochRegressed",
+        "NotConsumer",
+        "NewBoot",
+        "AwaitingFence",
+        "AwaitingConnection",
+        "AwaitingPartition",
+        "LastCopyFrozen",
+        "StaleCopy",
+        "DataMissing",
+        "Resyncing",
+        "Degraded",
+        "HeldByArray",
+        "Busy",
+        "DriveRefused",
+        "DriveGone",
+        "NoSpace",
+        "NoPort",
+        "NoAddress",
+        "Failing",
+        "Releasing",
+        "DeletedByHand",
+        "Deposed",
+    ];
+}
+
+/// `r0, r2`.
+fn list(replicas: &BTreeSet<ReplicaId>) -> String {
+    replicas.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::ApiUnreachable => {
+                f.write_str("the API server does not answer; the next step must be recorded first")
+            }
+            Reason::VolumeMissing => f.write_str("the volume's object does not exist; its data are kept and served on"),
+            Reason::RecordLost { what } => {
+                write!(f, "the record of complete copies is lost ({what}); rebuild it with: meshstor recover")
+            }
+            Reason::EpochRegressed { drive, record } => write!(
+                f,
+                "the drive has seen epoch {drive}, the record says {record}: it went back in time; see: meshstor recover"
+            ),
+            Reason::NotConsumer { consumer: Some(node) } => write!(f, "node {node} is the volume's consumer"),
+            Reason::NotConsumer { consumer: None } => f.write_str("the volume is not published to this node"),
+            Reason::NewBoot => f.write_str("this node rebooted; waiting for the controller to begin a new epoch"),
+            Reason::AwaitingFence { replicas, epoch } => {
+                write!(f, "waiting for the nodes of {} to fence for epoch {epoch}", list(replicas))
+            }
+            Reason::AwaitingConnection { replicas } => {
+                write!(f, "waiting for a live connection to {}", list(replicas))
+            }
+            Reason::AwaitingPartition { replica } => write!(f, "waiting for the partition of {replica}"),
+            Reason::LastCopyFrozen { replica } => {
+                write!(f, "{replica} is the last in-sync copy and cannot be reached: writes wait, nothing fails")
+            }
+            Reason::StaleCopy { replica } => {
+                write!(f, "{replica} is older than a copy that marks it missing; not assembled")
+            }
+            Reason::DataMissing { what } => write!(f, "the volume's data are missing ({what}); never formatted again"),
+            Reason::Resyncing { percent } => write!(f, "copying to a returning member, {percent} % done"),
+            Reason::Degraded { missing } => write!(f, "not in sync: {}", list(missing)),
+            Reason::HeldByArray { array } => write!(f, "{array} of an older epoch still uses the partition"),
+            Reason::Busy { holder } => write!(f, "in use by {holder}"),
+            Reason::DriveRefused { why } => write!(f, "the drive is not ours to use: {why}"),
+            Reason::DriveGone => f.write_str("the drive is not there"),
+            Reason::NoSpace { wanted, largest } => {
+                write!(f, "no free extent of {wanted} bytes on the drive (largest is {largest})")
+            }
+            Reason::NoPort => f.write_str("no free port in the configured range"),
+            Reason::NoAddress => f.write_str("this node has no address to export on"),
+            Reason::Failing { error } => write!(f, "retrying: {error}"),
+            Reason::Releasing => f.write_str("being released"),
+            Reason::DeletedByHand => f.write_str(
+                "the object was deleted by hand without DeleteVolume: data are kept and served; \
+                 delete the PersistentVolumeClaim instead, or re-create the object with: meshstor recover",
+            ),
+            Reason::Deposed { epoch } => write!(f, "epoch {epoch} has a new consumer; stopping here, data kept"),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Stage: make the file system at most once in the life of a volume (P4), and mount it.
+//!
+//! Called by the stage actor's shell on the consumer. It never formats what carries anything but zeros unless the
+//! record says that a format was begun and never handed out, and never mounts an array that is not activated.
+
+use crate::array::{ArrayPhase, ArrayReport, RecordLook};
+use crate::record::{Change, FormatRecord, RecordOp, VolumeRecord};
+use crate::{Machine, Plan, Reason};
+use meshstor_kernel::facts::{BlankData, FsFact};
+use meshstor_kernel::id::VolumeId;
+use meshstor_kernel::ops::{FormatPermit, Op};
+
+/// Mount options of every XFS volume. `noatime`: reads must not write through the fabric.
+pub const MOUNT_OPTIONS: &str = "noatime";
+
+/// The machine of one volume's file system on its consumer.
+pub struct Stage;
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageWish {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where to mount it; `None`: be mounted nowhere.
+    pub target: Option<String>,
+}
+
+/// What was observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageLook {
+    /// The record.
+    pub record: RecordLook,
+    /// The array, as its own plan reports it from facts just observed.
+    pub array: ArrayReport,
+    /// The file system and its mounts.
+    pub fs: FsFact,
+    /// Proofs of blankness, one for each active member that is blank. Read only while the record says `Never`.
+    pub blank: Vec<BlankData>,
+}
+
+/// What is reported.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StageReport {
+    /// Mounted where it should be, and alive; or unmounted, when that is wanted.
+    pub ready: bool,
+    /// What it waits for.
+    pub reason: Option<Reason>,
+}
+
+impl Machine for Stage {
+    const KIND: &'static str = "stage";
+    type Desired = StageWish;
+    type Fact = StageLook;
+    type Status = StageReport;
+
+    fn plan(desired: Option<&StageWish>, look: &StageLook) -> Plan<StageReport> {
+        let Some(wish) = desired else { return waiting(Reason::VolumeMissing) };
+        let Some(target) = &wish.target else { return unmount(look) };
+        match look.fs.mounts.get(target) {
+            Some(true) => return Plan::rest(StageReport { ready: true, reason: look.array.reason.clone() }),
+            Some(false) => return step(Op::Unmount { target: target.clone(), lazy: true }),
+            None => {}
+        }
+        if look.array.phase != ArrayPhase::Active {
+            return waiting(look.array.reason.clone().unwrap_or(Reason::Releasing));
+        }
+        let record = match &look.record {
+            RecordLook::Fresh(record) => record,
+            RecordLook::Missing => return waiting(Reason::VolumeMissing),
+            RecordLook::Unreachable => return waiting(Reason::ApiUnreachable),
+        };
+        format_or_mount(record, target, look)
+    }
+}
+
+fn format_or_mount(record: &VolumeRecord, target: &str, look: &StageLook) -> Plan<StageReport> {
+    let volume = record.volume;
+    let recorded = |change| Plan::step(RecordOp { expect: record.expect(), change }, StageReport::default());
+    let found = look.fs.signature.as_deref();
+    let all_blank = !look.array.members.is_empty() && look.blank.len() == look.array.members.len();
+    match (record.format, found) {
+        (FormatRecord::Never, None) if all_blank => recorded(Change::FormatStarted),
+        (FormatRecord::Never, found) => {
+            let what = format!("a volume never formatted carries {}", found.unwrap_or("data on a member"));
+            waiting(Reason::DataMissing { what })
+        }
+        // Whole by its own word (the kernel layer reports a half-made one as unknown): only the record is left to write.
+        (FormatRecord::Started, Some(fs)) if fs == record.filesystem => recorded(Change::FormatDone),
+        (FormatRecord::Started, None) if all_blank => {
+            step(Op::MakeFilesystem { volume, permit: FormatPermit::Blank(look.blank.clone()) })
+        }
+        (FormatRecord::Started, _) => match uuid::Uuid::parse_str(&record.uid) {
+            Ok(record_of) => step(Op::MakeFilesystem { volume, permit: FormatPermit::StartedNotDone { record_of } }),
+            Err(_) => waiting(Reason::RecordLost { what: format!("metadata.uid {:?} is no uuid", record.uid) }),
+        },
+        (FormatRecord::Done, Some(fs)) if fs == record.filesystem => step(Op::Mount {
+            volume,
+            target: target.to_string(),
+            fs: record.filesystem.clone(),
+            options: MOUNT_OPTIONS.to_string(),
+        }),
+        (FormatRecord::Done, found) => {
+            let what = format!("expected {}, found {}", record.filesystem, found.unwrap_or("zeros"));
+            waiting(Reason::DataMissing { what })
+        }
+    }
+}
+
+/// Every mount of the volume goes, the pods' binds included: whoever asks for this has unpublished them.
+fn unmount(look: &StageLook) -> Plan<StageReport> {
+    match look.fs.mounts.iter().next() {
+        Some((target, alive)) => step(Op::Unmount { target: target.clone(), lazy: !alive }),
+        None => Plan::rest(StageReport { ready: true, reason: None }),
+    }
+}
+
+fn step(op: Op) -> Plan<StageReport> {
+    Plan::step(op, StageReport::default())
+}
+
+fn waiting(reason: Reason) -> Plan<StageReport> {
+    Plan::rest(StageReport { ready: false, reason: Some(reason) })
+}
+
+#[cfg(test)]
+#[path = "stage_tests.rs"]
+mod tests;

@@ -1,0 +1,118 @@
+//! Table tests of the stage plan: format at most once, mount only what is whole.
+
+use super::*;
+use crate::Step;
+use crate::array::MemberReport;
+use crate::record::*;
+use crate::testing::{cluster, volume};
+use meshstor_kernel::facts::ALIGNMENT;
+use meshstor_kernel::id::ReplicaId;
+use std::collections::{BTreeMap, BTreeSet};
+
+const TARGET: &str = "/stage";
+
+fn look(format: FormatRecord, signature: Option<&str>, blank: bool) -> StageLook {
+    let record = VolumeRecord {
+        name: "pvc-1".into(),
+        uid: "11111111-1111-4111-8111-111111111111".into(),
+        volume: volume(),
+        cluster: cluster(),
+        size_bytes: 1 << 30,
+        filesystem: "xfs".into(),
+        replica_count: 1,
+        epoch: 1,
+        consumer: None,
+        consumer_boot: None,
+        in_sync: Some([ReplicaId(0)].into()),
+        foreign: None,
+        activated_epoch: 1,
+        departures: BTreeMap::new(),
+        format,
+        released_epoch: 0,
+        replicas: BTreeMap::new(),
+    };
+    let member = MemberReport { in_sync: true, transports: BTreeSet::new(), local: true };
+    let zeros = vec![0; ALIGNMENT as usize];
+    StageLook {
+        record: RecordLook::Fresh(Box::new(record)),
+        array: ArrayReport {
+            phase: ArrayPhase::Active,
+            members: [(ReplicaId(0), member)].into(),
+            ..ArrayReport::default()
+        },
+        fs: FsFact { signature: signature.map(Into::into), mounts: BTreeMap::new() },
+        blank: if blank { BlankData::from_bytes("/dev/p1", &zeros, &zeros).into_iter().collect() } else { vec![] },
+    }
+}
+
+fn name(look: &StageLook) -> String {
+    let wish = StageWish { volume: volume(), target: Some(TARGET.into()) };
+    let plan = Stage::plan(Some(&wish), look);
+    match (&plan.next, &plan.status.reason) {
+        (Some(step), _) => step.name().to_string(),
+        (None, Some(reason)) => reason.word().to_string(),
+        (None, None) => format!("ready={}", plan.status.ready),
+    }
+}
+
+#[test]
+fn a_new_volume_is_recorded_formatted_recorded_mounted() {
+    assert_eq!(name(&look(FormatRecord::Never, None, true)), "record-format-started");
+    assert_eq!(name(&look(FormatRecord::Started, None, true)), "make-filesystem");
+    assert_eq!(name(&look(FormatRecord::Started, Some("xfs"), false)), "record-format-done");
+    assert_eq!(name(&look(FormatRecord::Done, Some("xfs"), false)), "mount");
+    let mut mounted = look(FormatRecord::Done, Some("xfs"), false);
+    mounted.fs.mounts.insert(TARGET.into(), true);
+    assert_eq!(name(&mounted), "ready=true");
+}
+
+#[test]
+fn what_was_formatted_is_never_formatted_again() {
+    for (signature, blank) in [(None, true), (None, false), (Some("ext4"), false), (Some("unknown"), false)] {
+        assert_eq!(name(&look(FormatRecord::Done, signature, blank)), "DataMissing");
+    }
+}
+
+#[test]
+fn what_carries_data_is_never_formatted() {
+    assert_eq!(name(&look(FormatRecord::Never, Some("xfs"), false)), "DataMissing");
+    assert_eq!(name(&look(FormatRecord::Never, Some("unknown"), false)), "DataMissing");
+    assert_eq!(name(&look(FormatRecord::Never, None, false)), "DataMissing", "one member not proven blank");
+}
+
+#[test]
+fn a_half_made_file_system_that_nobody_got_is_made_again() {
+    let plan = Stage::plan(
+        Some(&StageWish { volume: volume(), target: Some(TARGET.into()) }),
+        &look(FormatRecord::Started, Some("unknown"), false),
+    );
+    let Some(Step::Kernel(Op::MakeFilesystem { permit, .. })) = plan.next else { panic!() };
+    assert!(matches!(permit, FormatPermit::StartedNotDone { .. }));
+}
+
+#[test]
+fn nothing_happens_without_an_active_array_or_a_record() {
+    let mut at = look(FormatRecord::Done, Some("xfs"), false);
+    at.array.phase = ArrayPhase::Between;
+    assert_eq!(name(&at), "Releasing");
+    let mut at = look(FormatRecord::Never, None, true);
+    at.record = RecordLook::Unreachable;
+    assert_eq!(name(&at), "ApiUnreachable");
+}
+
+#[test]
+fn a_dead_mount_is_replaced() {
+    let mut at = look(FormatRecord::Done, Some("xfs"), false);
+    at.fs.mounts.insert(TARGET.into(), false);
+    assert_eq!(name(&at), "unmount");
+}
+
+#[test]
+fn unstaging_unmounts_everything_of_the_volume() {
+    let mut at = look(FormatRecord::Done, Some("xfs"), false);
+    at.fs.mounts.insert(TARGET.into(), true);
+    let wish = StageWish { volume: volume(), target: None };
+    assert_eq!(Stage::plan(Some(&wish), &at).next.unwrap().name(), "unmount");
+    at.fs.mounts.clear();
+    assert!(Stage::plan(Some(&wish), &at).status.ready);
+}

@@ -1,0 +1,244 @@
+//! Custom resources turned into the record that plans decide on.
+//!
+//! Called by the controller and the node agents after every read of a volume. Objects can be written by hand, so nothing
+//! is taken for granted: what cannot be read becomes a [`Garbage`] with field, value and what is allowed. It never
+//! guesses: an absent in-sync set stays unknown (K1), a restored object is marked foreign.
+
+use crate::node::NodeAddress;
+use crate::replica::{ExportStatus, ListenStatus, MeshStorReplica, ReplicaRole};
+use crate::volume::{FormatState, MeshStorVolume, VolumeStatus};
+use meshstor_kernel::facts::{Listen, Transport};
+use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaId};
+use meshstor_plan::record::{DepartureRecord, ExportRecord, FormatRecord, ReplicaRecord, VolumeRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Values are quoted up to this many characters: a hostile object must not flood conditions and logs.
+const QUOTED_CHARS_MAX: usize = 64;
+
+/// A field of an object that says something no writer of ours says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {name}: {field} is {value:?}: allowed is {allowed}")]
+pub struct Garbage {
+    /// Kind of the object.
+    pub kind: &'static str,
+    /// Name of the object.
+    pub name: String,
+    /// Path of the field.
+    pub field: String,
+    /// What stands there, cut to a readable length.
+    pub value: String,
+    /// What would have been accepted.
+    pub allowed: &'static str,
+}
+
+/// The object whose fields are being read, so that every complaint names it.
+#[derive(Clone, Copy)]
+struct Object<'a> {
+    kind: &'static str,
+    name: &'a str,
+}
+
+impl Object<'_> {
+    fn garbage(&self, field: impl Into<String>, value: &str, allowed: &'static str) -> Garbage {
+        let value = value.chars().take(QUOTED_CHARS_MAX).collect();
+        Garbage { kind: self.kind, name: self.name.to_string(), field: field.into(), value, allowed }
+    }
+
+    fn replica(&self, field: &str, text: &str) -> Result<ReplicaId, Garbage> {
+        text.parse().map_err(|_| self.garbage(field, text, "r and a number, as in r0"))
+    }
+
+    fn required(&self, field: &str, value: &Option<String>) -> Result<String, Garbage> {
+        match value {
+            Some(text) if !text.is_empty() => Ok(text.clone()),
+            _ => Err(self.garbage(field, "", "a value set by the API server")),
+        }
+    }
+
+    fn node(&self, field: &str, value: &Option<String>) -> Result<Option<NodeName>, Garbage> {
+        match value {
+            Some(text) if text.is_empty() => Err(self.garbage(field, "", "the name of a node, or no such field")),
+            other => Ok(other.clone().map(NodeName)),
+        }
+    }
+}
+
+/// The record of a volume. Of `replicas` only those count that belong to this very volume, by name and by volumeID;
+/// those that are to go (retiring, or with a tombstone) are there but not wanted.
+pub fn volume_record<'a>(
+    volume: &MeshStorVolume,
+    replicas: impl IntoIterator<Item = &'a MeshStorReplica>,
+    own_cluster: ClusterId,
+) -> Result<VolumeRecord, Garbage> {
+    let name = volume.metadata.name.clone().unwrap_or_default();
+    let object = Object { kind: "MeshStorVolume", name: &name };
+    object.required("metadata.name", &volume.metadata.name)?;
+    let uid = object.required("metadata.uid", &volume.metadata.uid)?;
+    let spec = &volume.spec;
+    let id = spec.volume_id.parse();
+    let id = id.map_err(|_| object.garbage("spec.volumeID", &spec.volume_id, "a hyphenated lower-case uuid"))?;
+    let cluster: ClusterId = cluster(object, &spec.cluster_id)?;
+    let unrecorded = VolumeStatus::default();
+    let status = volume.status.as_ref().unwrap_or(&unrecorded);
+    Ok(VolumeRecord {
+        uid,
+        volume: id,
+        cluster,
+        size_bytes: spec.size_bytes,
+        filesystem: spec.filesystem.clone(),
+        replica_count: spec.replica_count,
+        epoch: spec.attachment.epoch,
+        consumer: object.node("spec.attachment.consumer", &spec.attachment.consumer)?,
+        consumer_boot: spec.attachment.consumer_boot.clone().filter(|boot| !boot.is_empty()).map(BootId),
+        in_sync: in_sync(object, status)?,
+        foreign: foreign(volume, cluster, own_cluster),
+        activated_epoch: status.activated_epoch,
+        departures: departures(object, status)?,
+        format: match status.format.as_ref().map(|format| format.state) {
+            None => FormatRecord::Never,
+            Some(FormatState::Started) => FormatRecord::Started,
+            Some(FormatState::Done) => FormatRecord::Done,
+        },
+        released_epoch: status.released_epoch,
+        replicas: replica_records(volume, &name, replicas)?,
+        name,
+    })
+}
+
+/// One copy's record, with the number it has in its volume.
+pub fn replica_record(replica: &MeshStorReplica) -> Result<(ReplicaId, ReplicaRecord), Garbage> {
+    let name = replica.metadata.name.as_deref().unwrap_or_default();
+    let object = Object { kind: "MeshStorReplica", name };
+    let spec = &replica.spec;
+    if spec.node.is_empty() {
+        return Err(object.garbage("spec.node", "", "the name of a node"));
+    }
+    let export = replica.status.as_ref().and_then(|status| status.export.as_ref());
+    let record = ReplicaRecord {
+        node: NodeName(spec.node.clone()),
+        wanted: spec.role == ReplicaRole::Member && spec.tombstone.is_none(),
+        partition_bytes: spec.partition_bytes,
+        wanted_export: (spec.export.epoch, spec.export.generation),
+        fenced_epoch: replica.status.as_ref().map_or(0, |status| status.fenced_epoch),
+        export: export.map(|export| export_record(object, export)).transpose()?,
+    };
+    Ok((object.replica("spec.replica", &spec.replica)?, record))
+}
+
+/// The identity of the cluster that an object names.
+fn cluster(object: Object<'_>, text: &str) -> Result<ClusterId, Garbage> {
+    text.parse().map_err(|_| object.garbage("spec.clusterID", text, "the uid of a kube-system namespace"))
+}
+
+/// Why the record is not this object's own; `None` when it is, or when nothing was recorded yet.
+fn foreign(volume: &MeshStorVolume, cluster: ClusterId, own_cluster: ClusterId) -> Option<String> {
+    if cluster != own_cluster {
+        return Some(format!("spec.clusterID is {cluster}, this cluster is {own_cluster}"));
+    }
+    let status = volume.status.as_ref()?;
+    let uid = volume.metadata.uid.as_deref().unwrap_or_default();
+    match status.record_of.as_deref() {
+        Some(of) if of == uid => None,
+        Some(of) => Some(format!("status.recordOf is {of}, this object is {uid}")),
+        None => Some(format!("status.recordOf is absent, this object is {uid}")),
+    }
+}
+
+/// Absent stays unknown. Every writer of ours stores the set in ascending order, and compare-and-swap compares it as stored.
+fn in_sync(object: Object<'_>, status: &VolumeStatus) -> Result<Option<BTreeSet<ReplicaId>>, Garbage> {
+    let Some(list) = &status.in_sync else { return Ok(None) };
+    let field = "status.inSync";
+    let mut set = BTreeSet::new();
+    for text in list {
+        let replica = object.replica(field, text)?;
+        if set.last().is_some_and(|last| *last >= replica) {
+            return Err(object.garbage(field, &list.join(" "), "different replicas in ascending order"));
+        }
+        set.insert(replica);
+    }
+    if set.is_empty() {
+        return Err(object.garbage(field, "[]", "at least one replica, or no such field for unknown"));
+    }
+    Ok(Some(set))
+}
+
+fn departures(object: Object<'_>, status: &VolumeStatus) -> Result<BTreeMap<ReplicaId, DepartureRecord>, Garbage> {
+    let mut departures = BTreeMap::new();
+    for (index, departure) in status.departures.iter().enumerate() {
+        let field = format!("status.departures[{index}].replica");
+        let replica = object.replica(&field, &departure.replica)?;
+        let record =
+            DepartureRecord { epoch: departure.epoch, generation: departure.generation, events: departure.events };
+        if departures.insert(replica, record).is_some() {
+            return Err(object.garbage(field, &departure.replica, "each replica at most once"));
+        }
+    }
+    Ok(departures)
+}
+
+fn replica_records<'a>(
+    volume: &MeshStorVolume,
+    name: &str,
+    replicas: impl IntoIterator<Item = &'a MeshStorReplica>,
+) -> Result<BTreeMap<ReplicaId, ReplicaRecord>, Garbage> {
+    let mut records = BTreeMap::new();
+    for replica in replicas {
+        // A leftover of an earlier volume of the same name is not a copy of this one.
+        if replica.spec.volume != name || replica.spec.volume_id != volume.spec.volume_id {
+            continue;
+        }
+        let (id, record) = replica_record(replica)?;
+        if records.insert(id, record).is_some() {
+            let other = replica.metadata.name.as_deref().unwrap_or_default();
+            let object = Object { kind: "MeshStorReplica", name: other };
+            return Err(object.garbage("spec.replica", &replica.spec.replica, "a number no other copy has"));
+        }
+    }
+    Ok(records)
+}
+
+fn export_record(object: Object<'_>, export: &ExportStatus) -> Result<ExportRecord, Garbage> {
+    let listen = export.listen.iter().enumerate();
+    Ok(ExportRecord {
+        epoch: export.epoch,
+        generation: export.generation,
+        listen: listen.map(|(index, listen)| read_listen(object, index, listen)).collect::<Result<_, _>>()?,
+        ready: export.ready,
+    })
+}
+
+fn read_listen(object: Object<'_>, index: usize, listen: &ListenStatus) -> Result<Listen, Garbage> {
+    let field = |name: &str| format!("status.export.listen[{index}].{name}");
+    let transport = transport(&listen.transport)
+        .ok_or_else(|| object.garbage(field("transport"), &listen.transport, "tcp or rdma"))?;
+    let address: Result<IpAddr, _> = listen.address.parse();
+    let address = address.map_err(|_| object.garbage(field("address"), &listen.address, "an IP address"))?;
+    if listen.port == 0 {
+        return Err(object.garbage(field("port"), "0", "a number from 1 to 65535"));
+    }
+    Ok(Listen { transport, address, port: listen.port })
+}
+
+/// A transport as our objects spell it.
+pub fn transport(text: &str) -> Option<Transport> {
+    [Transport::Rdma, Transport::Tcp].into_iter().find(|transport| transport.as_str() == text)
+}
+
+/// A listening address as our objects spell it.
+pub fn listen_status(listen: &Listen) -> ListenStatus {
+    ListenStatus {
+        transport: listen.transport.as_str().to_string(),
+        address: listen.address.to_string(),
+        port: listen.port,
+    }
+}
+
+/// A node's address as our objects spell it.
+pub fn node_address(transport: Transport, address: IpAddr) -> NodeAddress {
+    NodeAddress { transport: transport.as_str().to_string(), address: address.to_string() }
+}
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;

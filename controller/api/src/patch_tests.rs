@@ -1,0 +1,271 @@
+//! Patches applied to documents: what passes, what is refused, and what unknown newer fields live through.
+
+use super::*;
+use meshstor_kernel::id::NodeName;
+
+const CLUSTER: &str = "11111111-2222-4333-8444-555555555555";
+const VOLUME: &str = "0f9a2c56-1c1b-4a1e-9f43-0d8a1c2b3e4f";
+
+fn document() -> Value {
+    json!({
+        "apiVersion": "csi.meshstor.io/v1alpha1", "kind": "MeshStorVolume",
+        "metadata": {"name": "pvc-1", "uid": "u1", "resourceVersion": "7", "finalizers": ["x/y", "csi.meshstor.io/data"]},
+        "spec": {
+            "volumeID": VOLUME, "clusterID": CLUSTER, "sizeBytes": 1 << 30, "replicaCount": 2, "stripeWidth": 1,
+            "sectorSize": 4096, "filesystem": "xfs", "memberMissingTimeoutSeconds": 900, "localCopy": "preferred",
+            "attachment": {"epoch": 3, "consumer": "a", "consumerBoot": "b1", "newer": 1}, "newer": true
+        },
+        "status": {
+            "recordOf": "u1", "inSync": ["r0", "r1", "r2"], "activatedEpoch": 2, "newer": [1],
+            "departures": [
+                {"replica": "r3", "epoch": 2, "generation": 1, "events": 40, "newer": "n"},
+                {"replica": "r4", "epoch": 2, "generation": 5, "events": 41, "newer": "m"}
+            ]
+        }
+    })
+}
+
+fn typed(document: &Value) -> MeshStorVolume {
+    serde_json::from_value(document.clone()).unwrap()
+}
+
+fn ids(list: &[u32]) -> BTreeSet<ReplicaId> {
+    list.iter().copied().map(ReplicaId).collect()
+}
+
+fn op(change: Change) -> RecordOp {
+    let consumer = Some(NodeName("a".into()));
+    let expect = Expect { name: "pvc-1".into(), uid: "u1".into(), epoch: 3, consumer, in_sync: Some(ids(&[0, 1, 2])) };
+    RecordOp { expect, change }
+}
+
+const LEFT: DepartureRecord = DepartureRecord { epoch: 3, generation: 2, events: 77 };
+
+/// Applies a patch made from `seen` to `now`; `None` when a test in it fails.
+fn apply(patch: &Patch, now: &Value) -> Option<Value> {
+    let mut result = now.clone();
+    json_patch::patch(&mut result, patch).ok().map(|()| result)
+}
+
+fn applied(change: Change) -> Value {
+    let document = document();
+    let result = apply(&record(&op(change), &typed(&document)).unwrap(), &document).unwrap();
+    assert_eq!(result["status"]["newer"], json!([1]), "a newer version's field must live through");
+    assert_eq!(result["spec"], document["spec"], "a consumer never changes the spec");
+    result["status"].clone()
+}
+
+#[test]
+fn a_shrink_records_the_departure() {
+    let status = applied(Change::Shrink { replica: ReplicaId(1), departure: LEFT });
+    assert_eq!(status["inSync"], json!(["r0", "r2"]));
+    assert_eq!(status["departures"][2], json!({"replica": "r1", "epoch": 3, "generation": 2, "events": 77}));
+    assert_eq!(status["departures"][0]["newer"], "n");
+}
+
+#[test]
+fn a_second_departure_of_a_replica_replaces_the_first() {
+    let left = BTreeMap::from([(ReplicaId(4), LEFT), (ReplicaId(2), LEFT)]);
+    let status = applied(Change::Activate { in_sync: ids(&[0, 1]), departures: left });
+    assert_eq!(status["inSync"], json!(["r0", "r1"]));
+    assert_eq!(status["activatedEpoch"], 3);
+    assert_eq!(
+        status["departures"],
+        json!([
+            {"replica": "r3", "epoch": 2, "generation": 1, "events": 40, "newer": "n"},
+            {"replica": "r4", "epoch": 3, "generation": 2, "events": 77, "newer": "m"},
+            {"replica": "r2", "epoch": 3, "generation": 2, "events": 77}
+        ])
+    );
+}
+
+#[test]
+fn growing_forgets_the_departure() {
+    let status = applied(Change::Grow { replica: ReplicaId(3) });
+    assert_eq!(status["inSync"], json!(["r0", "r1", "r2", "r3"]));
+    assert_eq!(status["departures"].as_array().map(Vec::len), Some(1));
+    assert_eq!(status["departures"][0]["replica"], "r4");
+}
+
+#[test]
+fn format_goes_from_nothing_to_started_to_done_and_never_back() {
+    let mut now = document();
+    for (change, state) in [(Change::FormatStarted, "started"), (Change::FormatDone, "done")] {
+        now = apply(&record(&op(change), &typed(&now)).unwrap(), &now).unwrap();
+        assert_eq!(now["status"]["format"], json!({"state": state, "epoch": 3}));
+    }
+    let back = record(&op(Change::FormatStarted), &typed(&now));
+    assert_eq!(back, Err(PatchError::Formatted { object: "pvc-1".into() }));
+    // Decided on an older sight of the object, when nothing was formatted yet.
+    now["metadata"]["resourceVersion"] = json!("9");
+    assert_eq!(apply(&record(&op(Change::FormatStarted), &typed(&document())).unwrap(), &now), None);
+}
+
+#[test]
+fn release_names_the_epoch_and_needs_no_set() {
+    assert_eq!(applied(Change::Released)["releasedEpoch"], 3);
+    let mut bare = document();
+    bare.as_object_mut().unwrap().remove("status");
+    let mut released = op(Change::Released);
+    released.expect.in_sync = None;
+    let patch = record(&released, &typed(&bare)).unwrap();
+    assert_eq!(apply(&patch, &bare).unwrap()["status"], json!({"releasedEpoch": 3}));
+    // Somebody recorded a status meanwhile: it must not be replaced.
+    let mut raced = document();
+    raced["metadata"]["resourceVersion"] = json!("8");
+    assert_eq!(apply(&patch, &raced), None);
+}
+
+#[test]
+fn every_change_is_refused_when_anything_it_was_decided_on_has_changed() {
+    let changes = [
+        Change::Activate { in_sync: ids(&[0]), departures: BTreeMap::new() },
+        Change::Shrink { replica: ReplicaId(1), departure: LEFT },
+        Change::Grow { replica: ReplicaId(3) },
+        Change::FormatStarted,
+        Change::FormatDone,
+        Change::Released,
+    ];
+    let drifts = [
+        ("/metadata/uid", json!("u2")),
+        ("/spec/attachment/epoch", json!(4)),
+        ("/spec/attachment/consumer", json!("b")),
+        ("/status/inSync", json!(["r0", "r1"])),
+    ];
+    for change in changes {
+        let patch = record(&op(change.clone()), &typed(&document())).unwrap();
+        for (path, value) in &drifts {
+            let mut now = document();
+            *now.pointer_mut(path).unwrap() = value.clone();
+            assert_eq!(apply(&patch, &now), None, "{change:?} against {path}");
+        }
+    }
+}
+
+#[test]
+fn what_would_break_a_promise_is_never_sent() {
+    let volume = typed(&document());
+    let object = || "pvc-1".to_string();
+    let mut last = op(Change::Shrink { replica: ReplicaId(0), departure: LEFT });
+    last.expect.in_sync = Some(ids(&[0]));
+    assert_eq!(record(&last, &volume), Err(PatchError::Empty { object: object() }));
+    let mut unknown = op(Change::Grow { replica: ReplicaId(0) });
+    unknown.expect.in_sync = None;
+    assert_eq!(record(&unknown, &volume), Err(PatchError::Unknown { object: object() }));
+    let gain = op(Change::Activate { in_sync: ids(&[0, 3]), departures: BTreeMap::new() });
+    assert_eq!(record(&gain, &volume), Err(PatchError::Gained { object: object(), replica: ReplicaId(3) }));
+    let none = op(Change::Activate { in_sync: ids(&[]), departures: BTreeMap::new() });
+    assert_eq!(record(&none, &volume), Err(PatchError::Empty { object: object() }));
+    let same = attachment(&volume, &Attachment { epoch: 3, consumer: Some("b".into()), consumer_boot: None });
+    assert_eq!(same, Err(PatchError::EpochNotRaised { object: object(), from: 3, to: 3 }));
+    assert!(matches!(first_record(&volume, &ids(&[0])), Err(PatchError::Recorded { .. })));
+}
+
+#[test]
+fn the_first_record_is_made_once() {
+    let mut fresh = document();
+    fresh.as_object_mut().unwrap().remove("status");
+    fresh["spec"]["attachment"] = json!({"epoch": 0});
+    let patch = first_record(&typed(&fresh), &ids(&[0, 1])).unwrap();
+    let recorded = apply(&patch, &fresh).unwrap();
+    assert_eq!(recorded["status"], json!({"recordOf": "u1", "inSync": ["r0", "r1"]}));
+    let mut raced = recorded.clone();
+    raced["metadata"]["resourceVersion"] = json!("8");
+    assert_eq!(apply(&patch, &raced), None);
+    // Conditions that were there before stay.
+    fresh["status"] = json!({"conditions": [], "activatedEpoch": 0});
+    let patch = first_record(&typed(&fresh), &ids(&[0])).unwrap();
+    let status = &apply(&patch, &fresh).unwrap()["status"];
+    assert_eq!(*status, json!({"conditions": [], "activatedEpoch": 0, "recordOf": "u1", "inSync": ["r0"]}));
+}
+
+#[test]
+fn attachments_come_and_go_without_touching_what_we_do_not_know() {
+    let document = document();
+    let detached = Attachment { epoch: 4, consumer: None, consumer_boot: None };
+    let patch = attachment(&typed(&document), &detached).unwrap();
+    let now = apply(&patch, &document).unwrap();
+    assert_eq!(now["spec"]["attachment"], json!({"epoch": 4, "newer": 1}));
+    assert_eq!(apply(&patch, &now), None, "a repetition is refused");
+    let attached = Attachment { epoch: 5, consumer: Some("b".into()), consumer_boot: Some("b2".into()) };
+    let now = apply(&attachment(&typed(&now), &attached).unwrap(), &now).unwrap();
+    let expected = json!({"epoch": 5, "consumer": "b", "consumerBoot": "b2", "newer": 1});
+    assert_eq!(now["spec"]["attachment"], expected);
+}
+
+#[test]
+fn intents_exports_and_finalizers() {
+    let document = document();
+    let request = DeletionRequest { by: "csi.DeleteVolume".into(), at: "t".into() };
+    let now = apply(&deletion_request(&typed(&document), &request).unwrap(), &document).unwrap();
+    assert_eq!(now["spec"]["deletionRequested"]["by"], "csi.DeleteVolume");
+
+    let metadata = typed(&document).metadata;
+    let patch = without_finalizer(&metadata, "csi.meshstor.io/data").unwrap().unwrap();
+    assert_eq!(apply(&patch, &document).unwrap()["metadata"]["finalizers"], json!(["x/y"]));
+    let mut moved = document.clone();
+    moved["metadata"]["finalizers"] = json!(["csi.meshstor.io/data", "x/y"]);
+    assert_eq!(apply(&patch, &moved), None);
+    assert_eq!(without_finalizer(&metadata, "other"), Ok(None));
+
+    let replica = json!({
+        "apiVersion": "csi.meshstor.io/v1alpha1", "kind": "MeshStorReplica",
+        "metadata": {"name": "pvc-1-r0", "uid": "u5"},
+        "spec": {
+            "volume": "pvc-1", "volumeID": VOLUME, "clusterID": CLUSTER, "replica": "r0", "node": "a", "drive": "d1",
+            "partitionBytes": 1, "role": "Member", "export": {"epoch": 3, "generation": 1, "consumer": "a"}
+        }
+    });
+    let typed: MeshStorReplica = serde_json::from_value(replica.clone()).unwrap();
+    let patch = export(&typed, &ExportSpec { epoch: 4, generation: 0, consumer: None }).unwrap();
+    let now = apply(&patch, &replica).unwrap();
+    assert_eq!(now["spec"]["export"], json!({"epoch": 4, "generation": 0}));
+    assert_eq!(apply(&patch, &now), None);
+    let wish = Tombstone {
+        partition_uuid: "p".into(),
+        cluster_id: CLUSTER.into(),
+        volume_id: VOLUME.into(),
+        reason: "VolumeDeleted".into(),
+    };
+    let now = apply(&tombstone(&typed, &wish).unwrap(), &replica).unwrap();
+    assert_eq!(now["spec"]["tombstone"]["reason"], "VolumeDeleted");
+}
+
+#[test]
+fn conditions_change_by_type_and_leave_others_alone() {
+    let condition = |type_: &str, status: &str| Condition {
+        type_: type_.into(),
+        status: status.into(),
+        reason: "R".into(),
+        message: "m".into(),
+        last_transition_time: "t".into(),
+    };
+    let mut now = document();
+    let first = volume_conditions(&typed(&now), &[condition("Ready", "True")]).unwrap().unwrap();
+    now = apply(&first, &now).unwrap();
+    assert_eq!(volume_conditions(&typed(&now), &[condition("Ready", "True")]), Ok(None));
+    now["status"]["conditions"][0]["newer"] = json!(1);
+    let wanted = [condition("DeletedByHand", "True"), condition("Ready", "False")];
+    now = apply(&volume_conditions(&typed(&now), &wanted).unwrap().unwrap(), &now).unwrap();
+    assert_eq!(now["status"]["conditions"][0]["status"], "False");
+    assert_eq!(now["status"]["conditions"][0]["newer"], 1);
+    assert_eq!(now["status"]["conditions"][1]["type"], "DeletedByHand");
+    let mut bare = document();
+    bare.as_object_mut().unwrap().remove("status");
+    let patch = volume_conditions(&typed(&bare), &wanted).unwrap().unwrap();
+    assert_eq!(apply(&patch, &bare).unwrap()["status"]["conditions"].as_array().map(Vec::len), Some(2));
+    let mut raced = document();
+    raced["metadata"]["resourceVersion"] = json!("8");
+    assert_eq!(apply(&patch, &raced), None, "a status made meanwhile must not be replaced");
+}
+
+#[test]
+fn answers_of_the_server_are_told_apart() {
+    let answer = |code: u16| {
+        let status = kube::core::Status { code, message: "m".into(), ..Default::default() };
+        CasError::from_kube("pvc-1", kube::Error::Api(Box::new(status)))
+    };
+    assert!(answer(409).is_refused() && answer(422).is_refused());
+    assert!(matches!(answer(404), CasError::Missing { .. }));
+    assert!(matches!(answer(500), CasError::Api { .. }));
+}

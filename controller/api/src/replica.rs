@@ -1,0 +1,161 @@
+//! MeshStorReplica (`msrep`): one full copy of a volume on one node.
+//!
+//! Spec is written by the controller, status by the replica's node.
+
+use crate::condition::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a node should hold for a volume.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[kube(
+    group = "csi.meshstor.io",
+    version = "v1alpha1",
+    kind = "MeshStorReplica",
+    plural = "meshstorreplicas",
+    shortname = "msrep",
+    status = "ReplicaStatus",
+    derive = "PartialEq",
+    selectable = ".spec.node",
+    selectable = ".spec.volume",
+    printcolumn = r#"{"name":"Volume","type":"string","jsonPath":".spec.volume"}"#,
+    printcolumn = r#"{"name":"Node","type":"string","jsonPath":".spec.node"}"#,
+    printcolumn = r#"{"name":"Drive","type":"string","jsonPath":".spec.drive"}"#,
+    printcolumn = r#"{"name":"Role","type":"string","jsonPath":".spec.role"}"#,
+    printcolumn = r#"{"name":"Partition","type":"string","jsonPath":".status.partition.state"}"#,
+    printcolumn = r#"{"name":"Fenced","type":"integer","jsonPath":".status.fencedEpoch"}"#,
+    printcolumn = r#"{"name":"Exported","type":"boolean","jsonPath":".status.export.ready"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaSpec {
+    /// Name of the volume's object.
+    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.volume is immutable"}]))]
+    pub volume: String,
+    /// The volume's own identity.
+    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.volumeID is immutable"}]), length(equal = 36))]
+    #[serde(rename = "volumeID")]
+    pub volume_id: String,
+    /// The cluster the volume belongs to.
+    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.clusterID is immutable"}]), length(equal = 36))]
+    #[serde(rename = "clusterID")]
+    pub cluster_id: String,
+    /// Number of the copy inside its volume: r0, r1, …
+    #[schemars(regex(pattern = r"^r[0-9]{1,9}$"), extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.replica is immutable"}]))]
+    pub replica: String,
+    /// Node that holds it.
+    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.node is immutable"}]), length(min = 1, max = 253))]
+    pub node: String,
+    /// Drive on that node.
+    #[schemars(length(min = 1, max = 128))]
+    pub drive: String,
+    /// Bytes of the partition.
+    #[schemars(range(min = 5242880))]
+    pub partition_bytes: u64,
+    /// Whether it should be a member of the array.
+    pub role: ReplicaRole,
+    /// For whom it is to be exported; its epoch is also what the node has to fence for.
+    pub export: ExportSpec,
+    /// The recorded wish to wipe this copy, naming exactly what may be wiped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tombstone: Option<Tombstone>,
+}
+
+/// Whether a replica should be a member of the array.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum ReplicaRole {
+    /// It should.
+    Member,
+    /// The consumer is to take it out; then it is deleted.
+    Retiring,
+}
+
+/// For whom a replica is exported.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportSpec {
+    /// The volume's epoch. The node fences everything below it.
+    pub epoch: u64,
+    /// Rises inside an epoch each time the replica must be exported anew (after a departure).
+    pub generation: u64,
+    /// Consuming node; absent while detached: fence, export nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
+}
+
+/// A wish to wipe, naming what may be wiped.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tombstone {
+    /// Unique GUID of the partition.
+    #[serde(rename = "partitionUUID")]
+    pub partition_uuid: String,
+    /// The cluster the partition's record must name.
+    #[serde(rename = "clusterID")]
+    pub cluster_id: String,
+    /// The volume the partition's record must name.
+    #[serde(rename = "volumeID")]
+    pub volume_id: String,
+    /// Why: `VolumeDeleted`, `ReservationRefused`.
+    pub reason: String,
+}
+
+/// What the replica's node reports.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaStatus {
+    /// The partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<PartitionStatus>,
+    /// Highest epoch for which nothing older is exported, written on the drive before it is reported here.
+    #[serde(default)]
+    pub fenced_epoch: u64,
+    /// The export of the current epoch and generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<ExportStatus>,
+    /// Conditions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The partition of a replica.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PartitionStatus {
+    /// `Waiting`, `Accepted` (space is taken), `Ready` (exists, zeroed, recorded), `Removed`.
+    pub state: String,
+    /// Bytes it has.
+    #[serde(default)]
+    pub size_bytes: u64,
+}
+
+/// A live export.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportStatus {
+    /// Epoch it was made for.
+    pub epoch: u64,
+    /// Generation inside the epoch.
+    pub generation: u64,
+    /// Where it listens; empty for a replica on the consumer itself.
+    #[serde(default)]
+    pub listen: Vec<ListenStatus>,
+    /// Whether the port is linked, or, on the consumer itself, whether the partition is free for the array.
+    pub ready: bool,
+    /// Boot id of the target's kernel.
+    pub boot: String,
+}
+
+/// An address an export listens on.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenStatus {
+    /// `tcp` or `rdma`.
+    pub transport: String,
+    /// IP address.
+    pub address: String,
+    /// Port (service number).
+    pub port: u16,
+}

@@ -1,0 +1,1 @@
+//! Placement, takeover and deletion: the controller role.

@@ -1,0 +1,237 @@
+//! Volume capabilities: how a volume is to be used, by how many, and with which file system.
+//!
+//! Called by the requests of both services. It never offers what the protocol cannot keep: one consumer at a time (P2),
+//! so every mode with more than one node is refused.
+
+use tonic::Code;
+
+use crate::Refusal;
+use crate::proto::VolumeCapability;
+use crate::proto::volume_capability::access_mode::Mode;
+use crate::proto::volume_capability::{AccessType, MountVolume};
+
+/// The CSI specification caps the mount flags of a capability at 4 KiB.
+const MOUNT_FLAGS_BYTES_MAX: usize = 4096;
+
+const MODES: &str =
+    "SINGLE_NODE_WRITER, SINGLE_NODE_SINGLE_WRITER, SINGLE_NODE_MULTI_WRITER or SINGLE_NODE_READER_ONLY";
+
+/// One way in which a volume is to be used.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Capability {
+    /// Who may use it.
+    pub mode: AccessMode,
+    /// The file system, if the caller names one.
+    pub filesystem: Option<Filesystem>,
+    /// Options for mount, in the order given.
+    pub mount_flags: Vec<String>,
+}
+
+/// Who may use a volume: always one node, because a volume has one consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AccessMode {
+    /// One node reads and writes; how many pods is not said.
+    SingleNodeWriter,
+    /// One pod on one node reads and writes.
+    SingleNodeSingleWriter,
+    /// Several pods on one node read and write.
+    SingleNodeMultiWriter,
+    /// One node reads.
+    SingleNodeReaderOnly,
+}
+
+/// A file system that we make and mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Filesystem {
+    /// XFS, also when the caller names none.
+    #[default]
+    Xfs,
+}
+
+impl Filesystem {
+    /// The name that mkfs and mount use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Filesystem::Xfs => "xfs",
+        }
+    }
+
+    /// Reads a file system type; the empty text means that the caller leaves it to us.
+    pub(super) fn parse(field: String, text: &str) -> Result<Option<Self>, Refusal> {
+        match text {
+            "" => Ok(None),
+            "xfs" => Ok(Some(Filesystem::Xfs)),
+            "ext4" => Err(Refusal::not_available(field, "ext4 is", "xfs")),
+            _ => Err(Refusal::value(field, text, "xfs")),
+        }
+    }
+}
+
+impl AccessMode {
+    /// Whether this mode never writes.
+    pub fn is_read_only(self) -> bool {
+        self == AccessMode::SingleNodeReaderOnly
+    }
+
+    fn parse(field: &str, number: i32) -> Result<Self, Refusal> {
+        let field = format!("{field}.access_mode");
+        match Mode::try_from(number) {
+            Ok(Mode::SingleNodeWriter) => Ok(AccessMode::SingleNodeWriter),
+            Ok(Mode::SingleNodeSingleWriter) => Ok(AccessMode::SingleNodeSingleWriter),
+            Ok(Mode::SingleNodeMultiWriter) => Ok(AccessMode::SingleNodeMultiWriter),
+            Ok(Mode::SingleNodeReaderOnly) => Ok(AccessMode::SingleNodeReaderOnly),
+            Ok(mode @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)) => {
+                let message = format!(
+                    "{field} is {}: a MeshStor volume is used by one node at a time: allowed is {MODES}",
+                    mode.as_str_name()
+                );
+                Err(Refusal::new(Code::InvalidArgument, field, message))
+            }
+            Ok(Mode::Unknown) => Err(Refusal::missing(field)),
+            Err(_) => Err(Refusal::value(field, &number.to_string(), MODES)),
+        }
+    }
+}
+
+impl Capability {
+    /// Reads a capability that the caller must give.
+    pub(super) fn required(field: &str, message: Option<&VolumeCapability>) -> Result<Self, Refusal> {
+        match message {
+            None => Err(Refusal::missing(field.to_owned())),
+            Some(message) => Self::parse(field, message),
+        }
+    }
+
+    /// Reads a capability that the caller may leave out.
+    pub(super) fn optional(field: &str, message: Option<&VolumeCapability>) -> Result<Option<Self>, Refusal> {
+        message.map(|message| Self::parse(field, message)).transpose()
+    }
+
+    /// Reads a list of capabilities; an empty list passes.
+    pub(super) fn list(field: &str, messages: &[VolumeCapability]) -> Result<Vec<Self>, Refusal> {
+        messages.iter().enumerate().map(|(index, message)| Self::parse(&format!("{field}[{index}]"), message)).collect()
+    }
+
+    fn parse(field: &str, message: &VolumeCapability) -> Result<Self, Refusal> {
+        let mode = message.access_mode.as_ref().map_or(0, |access_mode| access_mode.mode);
+        let mode = AccessMode::parse(field, mode)?;
+        match &message.access_type {
+            None => Err(Refusal::missing(format!("{field}.access_type"))),
+            Some(AccessType::Block(_)) => {
+                Err(Refusal::not_available(format!("{field}.block"), "raw block volumes are", "volumeMode Filesystem"))
+            }
+            Some(AccessType::Mount(mount)) => Self::mount(field, mode, mount),
+        }
+    }
+
+    fn mount(field: &str, mode: AccessMode, mount: &MountVolume) -> Result<Self, Refusal> {
+        let filesystem = Filesystem::parse(format!("{field}.mount.fs_type"), &mount.fs_type)?;
+        if !mount.volume_mount_group.is_empty() {
+            return Err(Refusal::not_available(
+                format!("{field}.mount.volume_mount_group"),
+                "mounting with a group is",
+                "fsGroup applied by Kubernetes",
+            ));
+        }
+        mount_flags(format!("{field}.mount.mount_flags"), &mount.mount_flags)?;
+        Ok(Self { mode, filesystem, mount_flags: mount.mount_flags.clone() })
+    }
+}
+
+/// Mount flags may hold something confidential by the CSI specification, so a refusal counts instead of quoting.
+fn mount_flags(field: String, flags: &[String]) -> Result<(), Refusal> {
+    if flags.iter().map(String::len).sum::<usize>() > MOUNT_FLAGS_BYTES_MAX {
+        let message = format!("{field} is too long: allowed is up to 4096 bytes in all");
+        return Err(Refusal::new(Code::InvalidArgument, field, message));
+    }
+    match flags.iter().position(|flag| flag.is_empty() || flag.chars().any(char::is_control)) {
+        None => Ok(()),
+        Some(index) => {
+            let message =
+                format!("{field}[{index}] is empty or has control characters: allowed is an option of mount(8)");
+            Err(Refusal::new(Code::InvalidArgument, field, message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::volume_capability::{AccessMode as AccessModeMessage, BlockVolume};
+
+    fn message(mode: i32, access_type: Option<AccessType>) -> VolumeCapability {
+        VolumeCapability { access_mode: Some(AccessModeMessage { mode }), access_type }
+    }
+
+    fn mount(fs_type: &str, flags: &[&str]) -> Option<AccessType> {
+        let mount_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Some(AccessType::Mount(MountVolume { fs_type: fs_type.to_owned(), mount_flags, ..Default::default() }))
+    }
+
+    fn refusal(message: &VolumeCapability) -> String {
+        match Capability::required("volume_capability", Some(message)) {
+            Ok(capability) => format!("accepted as {capability:?}"),
+            Err(refusal) => {
+                assert_eq!(refusal.code, Code::InvalidArgument);
+                refusal.message
+            }
+        }
+    }
+
+    #[test]
+    fn every_single_node_mode_is_accepted_and_no_other() {
+        let accepted: Vec<i32> =
+            (-1..10).filter(|mode| Capability::parse("c", &message(*mode, mount("", &[]))).is_ok()).collect();
+        assert_eq!(accepted, [1, 2, 6, 7]);
+        assert!(
+            refusal(&message(5, mount("", &[]))).contains("MULTI_NODE_MULTI_WRITER: a MeshStor volume is used by one")
+        );
+        assert_eq!(
+            refusal(&message(0, mount("", &[]))),
+            "volume_capability.access_mode is missing: this call needs it"
+        );
+        assert!(refusal(&message(99, mount("", &[]))).contains("\"99\""));
+        assert!(refusal(&VolumeCapability { access_mode: None, access_type: mount("", &[]) }).contains("access_mode"));
+    }
+
+    #[test]
+    fn only_the_reader_is_read_only() {
+        assert!(AccessMode::SingleNodeReaderOnly.is_read_only());
+        assert!(!AccessMode::SingleNodeWriter.is_read_only());
+    }
+
+    #[test]
+    fn access_types() {
+        assert!(refusal(&message(1, None)).starts_with("volume_capability.access_type is missing"));
+        assert!(
+            refusal(&message(1, Some(AccessType::Block(BlockVolume {})))).contains("not available in this version")
+        );
+        assert!(refusal(&message(1, mount("ext4", &[]))).contains("ext4 is not available in this version"));
+        assert!(refusal(&message(1, mount("btrfs", &[]))).contains("\"btrfs\": allowed is xfs"));
+        let group = MountVolume { volume_mount_group: "1000".into(), ..Default::default() };
+        assert!(refusal(&message(1, Some(AccessType::Mount(group)))).contains("volume_mount_group"));
+        assert!(Capability::required("volume_capability", None).is_err());
+        assert_eq!(Capability::optional("volume_capability", None), Ok(None));
+    }
+
+    #[test]
+    fn mount_flags_are_kept_in_order_and_never_quoted() {
+        let capability = Capability::parse("c", &message(1, mount("xfs", &["noatime", "discard"])));
+        let expected = Capability {
+            mode: AccessMode::SingleNodeWriter,
+            filesystem: Some(Filesystem::Xfs),
+            mount_flags: vec!["noatime".into(), "discard".into()],
+        };
+        assert_eq!(capability, Ok(expected));
+        let text = refusal(&message(1, mount("", &["noatime", "hid\nden"])));
+        assert!(text.contains("mount_flags[1]") && !text.contains("hid"), "{text}");
+        assert!(refusal(&message(1, mount("", &[&"x".repeat(4097)]))).contains("4096 bytes"));
+    }
+
+    #[test]
+    fn lists_name_the_entry_at_fault() {
+        let list = [message(1, mount("", &[])), message(3, mount("", &[]))];
+        let refusal = Capability::list("volume_capabilities", &list);
+        assert_eq!(refusal.map_err(|refusal| refusal.field), Err("volume_capabilities[1].access_mode".into()));
+    }
+}

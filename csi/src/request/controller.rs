@@ -1,0 +1,245 @@
+//! The requests of the Controller service.
+//!
+//! Called by its handlers. Idempotent calls are told apart by these types: equal values are the same call. It never
+//! decides what an existing volume means for a call; that needs the record.
+
+use std::collections::BTreeMap;
+
+use tonic::Code;
+
+use super::capability::{Capability, Filesystem};
+use super::capacity::CapacityRange;
+use super::field;
+use super::parameters::VolumeParameters;
+use super::topology::{Place, TopologyRequirement};
+use crate::inflight::Fingerprint;
+use crate::{Refusal, proto};
+
+const CAPABILITIES: &str = "volume_capabilities";
+const CAPABILITY: &str = "volume_capability";
+
+/// Make a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CreateVolume {
+    /// The caller's name for it: the same name is the same volume.
+    pub name: String,
+    /// How large.
+    pub capacity: CapacityRange,
+    /// What the StorageClass says.
+    pub parameters: VolumeParameters,
+    /// The file system, from capabilities and parameters together.
+    pub filesystem: Filesystem,
+    /// How it will be used; at least one entry.
+    pub capabilities: Vec<Capability>,
+    /// Where it must and should be reachable.
+    pub topology: TopologyRequirement,
+}
+
+impl CreateVolume {
+    /// What makes two concurrent calls the same: all but the topology, because a name asked for again from elsewhere
+    /// still means the volume that is being made (K7).
+    pub fn fingerprint(&self) -> Fingerprint {
+        let Self { name, capacity, parameters, filesystem, capabilities, topology: _ } = self;
+        Fingerprint::of("CreateVolume", &(name, capacity, parameters, filesystem, capabilities))
+    }
+}
+
+impl TryFrom<&proto::CreateVolumeRequest> for CreateVolume {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::CreateVolumeRequest) -> Result<Self, Refusal> {
+        let name = field::name("name", &message.name)?;
+        let capabilities = required_capabilities(&message.volume_capabilities)?;
+        if capabilities.iter().all(|capability| capability.mode.is_read_only()) {
+            let message =
+                "volume_capabilities only read, and a new volume is empty: allowed is a list with a mode that writes";
+            return Err(Refusal::new(Code::InvalidArgument, CAPABILITIES, message));
+        }
+        if message.volume_content_source.is_some() {
+            return Err(Refusal::not_available("volume_content_source", "snapshots and clones are", "an empty volume"));
+        }
+        refuse_mutable(&message.mutable_parameters)?;
+        let parameters = VolumeParameters::parse(&message.parameters)?;
+        Ok(Self {
+            name,
+            capacity: CapacityRange::for_create(message.capacity_range.as_ref())?,
+            filesystem: filesystem(&parameters, &capabilities),
+            parameters,
+            capabilities,
+            topology: TopologyRequirement::parse(
+                "accessibility_requirements",
+                message.accessibility_requirements.as_ref(),
+            )?,
+        })
+    }
+}
+
+/// The file system that was named, or the default. With one file system on offer two names cannot differ.
+fn filesystem(parameters: &VolumeParameters, capabilities: &[Capability]) -> Filesystem {
+    let named = capabilities.iter().find_map(|capability| capability.filesystem);
+    named.or(parameters.filesystem).unwrap_or_default()
+}
+
+fn required_capabilities(list: &[proto::VolumeCapability]) -> Result<Vec<Capability>, Refusal> {
+    if list.is_empty() {
+        return Err(Refusal::missing(CAPABILITIES));
+    }
+    Capability::list(CAPABILITIES, list)
+}
+
+fn refuse_mutable(map: &std::collections::HashMap<String, String>) -> Result<(), Refusal> {
+    if map.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::not_available("mutable_parameters", "a VolumeAttributesClass is", "none"))
+}
+
+/// Delete a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DeleteVolume {
+    /// Which volume.
+    pub volume_id: String,
+}
+
+impl TryFrom<&proto::DeleteVolumeRequest> for DeleteVolume {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::DeleteVolumeRequest) -> Result<Self, Refusal> {
+        Ok(Self { volume_id: field::volume_id(&message.volume_id)? })
+    }
+}
+
+/// Attach a volume to a node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ControllerPublishVolume {
+    /// Which volume.
+    pub volume_id: String,
+    /// The node that becomes the consumer.
+    pub node_id: String,
+    /// How it will be used.
+    pub capability: Capability,
+    /// The caller asks for an attachment that only reads.
+    pub readonly: bool,
+    /// What CreateVolume answered.
+    pub volume_context: BTreeMap<String, String>,
+}
+
+impl TryFrom<&proto::ControllerPublishVolumeRequest> for ControllerPublishVolume {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::ControllerPublishVolumeRequest) -> Result<Self, Refusal> {
+        Ok(Self {
+            volume_id: field::volume_id(&message.volume_id)?,
+            node_id: field::node_id(&message.node_id)?,
+            capability: Capability::required(CAPABILITY, message.volume_capability.as_ref())?,
+            readonly: message.readonly,
+            volume_context: message.volume_context.clone().into_iter().collect(),
+        })
+    }
+}
+
+/// Detach a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ControllerUnpublishVolume {
+    /// Which volume.
+    pub volume_id: String,
+    /// From which node; `None` means from whichever node has it.
+    pub node_id: Option<String>,
+}
+
+impl TryFrom<&proto::ControllerUnpublishVolumeRequest> for ControllerUnpublishVolume {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::ControllerUnpublishVolumeRequest) -> Result<Self, Refusal> {
+        let node_id = Some(message.node_id.as_str()).filter(|id| !id.is_empty());
+        Ok(Self { volume_id: field::volume_id(&message.volume_id)?, node_id: node_id.map(field::node_id).transpose()? })
+    }
+}
+
+/// Ask whether a volume can be used in certain ways.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ValidateVolumeCapabilities {
+    /// Which volume.
+    pub volume_id: String,
+    /// The ways, or why one of them is none of ours. That is an answer (`message`, nothing confirmed), not an error.
+    pub verdict: Result<Vec<Capability>, String>,
+}
+
+impl TryFrom<&proto::ValidateVolumeCapabilitiesRequest> for ValidateVolumeCapabilities {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::ValidateVolumeCapabilitiesRequest) -> Result<Self, Refusal> {
+        let volume_id = field::volume_id(&message.volume_id)?;
+        if message.volume_capabilities.is_empty() {
+            return Err(Refusal::missing(CAPABILITIES));
+        }
+        let verdict = Capability::list(CAPABILITIES, &message.volume_capabilities)
+            .and_then(|capabilities| VolumeParameters::parse(&message.parameters).map(|_| capabilities))
+            .and_then(|capabilities| refuse_mutable(&message.mutable_parameters).map(|()| capabilities))
+            .map_err(|refusal| refusal.message);
+        Ok(Self { volume_id, verdict })
+    }
+}
+
+/// Ask how large a new volume could be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GetCapacity {
+    /// What the StorageClass says.
+    pub parameters: VolumeParameters,
+    /// For pods where; `None` for anywhere.
+    pub place: Option<Place>,
+}
+
+impl TryFrom<&proto::GetCapacityRequest> for GetCapacity {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::GetCapacityRequest) -> Result<Self, Refusal> {
+        Capability::list(CAPABILITIES, &message.volume_capabilities)?;
+        Ok(Self {
+            parameters: VolumeParameters::parse(&message.parameters)?,
+            place: Place::optional("accessible_topology", message.accessible_topology.as_ref())?,
+        })
+    }
+}
+
+/// Make a volume larger: the part that is done once for the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ControllerExpandVolume {
+    /// Which volume.
+    pub volume_id: String,
+    /// How large.
+    pub capacity: CapacityRange,
+    /// How it is used, if the caller says so.
+    pub capability: Option<Capability>,
+}
+
+impl TryFrom<&proto::ControllerExpandVolumeRequest> for ControllerExpandVolume {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::ControllerExpandVolumeRequest) -> Result<Self, Refusal> {
+        Ok(Self {
+            volume_id: field::volume_id(&message.volume_id)?,
+            capacity: CapacityRange::for_expand(message.capacity_range.as_ref())?,
+            capability: Capability::optional(CAPABILITY, message.volume_capability.as_ref())?,
+        })
+    }
+}
+
+/// Ask for the state of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ControllerGetVolume {
+    /// Which volume.
+    pub volume_id: String,
+}
+
+impl TryFrom<&proto::ControllerGetVolumeRequest> for ControllerGetVolume {
+    type Error = Refusal;
+
+    fn try_from(message: &proto::ControllerGetVolumeRequest) -> Result<Self, Refusal> {
+        Ok(Self { volume_id: field::volume_id(&message.volume_id)? })
+    }
+}
+
+#[cfg(test)]
+#[path = "controller_tests.rs"]
+mod tests;

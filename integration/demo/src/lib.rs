@@ -1,0 +1,1 @@
+//! The main job on real kernels, step by step, timed and verified.

@@ -1,0 +1,144 @@
+//! The file tree of a guest: Debian packages first, then our few files, then a disk.
+//!
+//! Used by `image`. Never boots anything and never changes the machine outside the cache directory.
+
+use super::kernel::Choice;
+use crate::exec::{run, run_logged, step};
+use crate::paths::{Paths, make_dir};
+use crate::tools::{apt, find};
+use anyhow::{Context, Result};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What is tested, what the product calls, what tests look with, and the rivals it is measured against.
+const PACKAGES: &[&str] = &[
+    "udev",
+    "kmod",
+    "mdadm",
+    "nvme-cli",
+    "xfsprogs",
+    "e2fsprogs",
+    "fio",
+    "iproute2",
+    "iputils-ping",
+    "rdma-core",
+    "ibverbs-providers",
+    "openssh-server",
+    "gdisk",
+    "fdisk",
+    "lvm2",
+    "thin-provisioning-tools",
+    "drbd-utils",
+    "cryptsetup-bin",
+    "ktls-utils",
+    "iperf3",
+    "jq",
+    "strace",
+    "procps",
+    "util-linux",
+    "dosfstools",
+    "nftables",
+    "libudev1",
+    "busybox-static",
+];
+
+/// Never needed in a guest; leaving them out halves the disk.
+const EXCLUDED: &[&str] = &[
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/locale/*",
+    "/usr/lib/modules/*/kernel/drivers/gpu/*",
+    "/usr/lib/modules/*/kernel/drivers/media/*",
+    "/usr/lib/modules/*/kernel/drivers/iio/*",
+    "/usr/lib/modules/*/kernel/drivers/staging/*",
+    "/usr/lib/modules/*/kernel/drivers/net/wireless/*",
+    "/usr/lib/modules/*/kernel/sound/*",
+];
+
+/// Room for logs, core files and copies of test binaries; sparse, so unused room costs nothing.
+const DISK_SIZE: &str = "6G";
+
+/// What the package archive depends on, besides the kernel.
+pub(super) fn inputs() -> String {
+    format!("{} {}", PACKAGES.join(","), EXCLUDED.join(","))
+}
+
+/// The package archive, made by mmdebstrap or taken from the cache.
+pub(super) fn ensure(paths: &Paths, choice: &Choice, key: &str) -> Result<PathBuf> {
+    let archive = paths.rootfs().join(format!("{key}.tar"));
+    if archive.is_file() {
+        return Ok(archive);
+    }
+    make_dir(&paths.rootfs())?;
+    step("collect the guests' Debian packages (about a minute)", || {
+        let kernel = choice.package(paths)?;
+        let sources = paths.rootfs().join(format!("{key}.sources"));
+        std::fs::write(&sources, apt::sources(&choice.suites())?).context("write the sources list")?;
+        let part = paths.rootfs().join(format!("{key}.part.tar"));
+        let mut command = Command::new("mmdebstrap");
+        command
+            .args(["--variant=minbase", &format!("--include={kernel},{}", PACKAGES.join(","))])
+            .args(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
+            // Our own initramfs is used; building Debian's costs time for nothing.
+            .env("INITRD", "No")
+            // An empty suite name: the suites are in the sources list.
+            .arg("")
+            .arg(&part)
+            .arg(&sources);
+        run_logged(&mut command, &paths.rootfs().join(format!("{key}.log")))?;
+        std::fs::rename(&part, &archive).context("move the package archive into place")
+    })?;
+    Ok(archive)
+}
+
+/// Debian ships modules xz-compressed, which an emulated processor unpacks slowly at every boot.
+pub(super) fn unpack_modules(tree: &Path, release: &str) -> Result<()> {
+    let modules = tree.join("usr/lib/modules").join(release);
+    run(Command::new("sh")
+        .args(["-c", "find \"$1\" -name '*.ko.xz' -print0 | xargs -0 -r -n 64 -P 2 xz --decompress", "sh"])
+        .arg(&modules))?;
+    let depmod = find("depmod").context("depmod is not installed")?;
+    run(Command::new(depmod).arg("-b").arg(tree).arg(release)).map(drop)
+}
+
+/// Adds what makes the tree a guest: init, keys, a small sshd configuration.
+pub(super) fn configure(tree: &Path, keys: &Path, init: &str, sshd_config: &str) -> Result<()> {
+    let write = |path: &str, content: &str, mode: u32| -> Result<()> {
+        let file = tree.join(path);
+        // Debian's own file may be a link to somewhere outside the tree's view of the world.
+        let _ = std::fs::remove_file(&file);
+        std::fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode))
+            .with_context(|| format!("set mode of {}", file.display()))
+    };
+    write("usr/sbin/init", init, 0o755)?;
+    write("etc/ssh/sshd_config", sshd_config, 0o644)?;
+    let names = (0..9).map(|i| format!("10.77.0.{} node-{}\n", 11 + i, (b'a' + i) as char)).collect::<String>();
+    write("etc/hosts", &format!("127.0.0.1 localhost\n10.0.2.2 host\n{names}"), 0o644)?;
+    for (name, comment) in [("id_ed25519", "lab"), ("host_ed25519", "guest")] {
+        run(Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"])
+            .arg(keys.join(name)))?;
+    }
+    let read = |name: &str| std::fs::read_to_string(keys.join(name)).with_context(|| format!("read key {name}"));
+    write("etc/ssh/ssh_host_ed25519_key", &read("host_ed25519")?, 0o600)?;
+    write("etc/ssh/ssh_host_ed25519_key.pub", &read("host_ed25519.pub")?, 0o644)?;
+    make_dir(&tree.join("root/.ssh"))?;
+    make_dir(&tree.join("host"))?;
+    make_dir(&tree.join("tools"))?;
+    write("root/.ssh/authorized_keys", &read("id_ed25519.pub")?, 0o600)
+}
+
+/// Turns the tree into a qcow2 disk.
+pub(super) fn make_disk(tree: &Path, disk: &Path) -> Result<()> {
+    let raw = disk.with_extension("raw");
+    let mke2fs = find("mke2fs").context("mke2fs is not installed")?;
+    run(Command::new(mke2fs)
+        .args(["-q", "-t", "ext4", "-L", "root", "-m", "0", "-E", "lazy_itable_init=0,nodiscard", "-d"])
+        .arg(tree)
+        .arg(&raw)
+        .arg(DISK_SIZE))?;
+    run(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(disk))?;
+    std::fs::remove_file(&raw).context("remove the raw disk")
+}

@@ -1,0 +1,258 @@
+//! `cargo xtask vm`: guests with real kernels, and the control plane they talk to.
+//!
+//! Called by people; tests call the `meshstor_lab` library themselves. Touches only processes that the lab recorded.
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use meshstor_lab::{Config, ControlPlane, Guest, Lab};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Real kernels in QEMU and a real control plane.
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start guests (or leave them alone when they run already)
+    #[command(after_help = "Examples:\n  cargo xtask vm up\n  cargo xtask vm up --nodes 2 --fresh\n  \
+                            cargo xtask vm up --kernel 6.18 --fresh\n\nThe first run on a machine installs packages and \
+                            builds the root disk: minutes. Later runs take seconds.")]
+    Up(Up),
+    /// End all guests; drives keep their data
+    Down,
+    /// Run a command in one guest, or get a shell there
+    #[command(after_help = "Examples:\n  cargo xtask vm ssh node-a\n  cargo xtask vm ssh node-a nvme list\n  \
+                            cargo xtask vm ssh node-b 'cat /proc/mdstat; dmesg | tail'")]
+    Ssh {
+        /// Which guest
+        node: String,
+        /// The command, passed to the guest's shell; its exit status becomes ours
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Run a command in all guests at once
+    #[command(after_help = "Examples:\n  cargo xtask vm run uname -r\n  cargo xtask vm run 'nvme list; lsblk'")]
+    Run {
+        /// The command, passed to each guest's shell
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Say what is up
+    Status,
+    /// Cut a guest's power, or turn it on again
+    #[command(after_help = "Examples:\n  cargo xtask vm power node-b off\n  cargo xtask vm power node-b on")]
+    Power {
+        /// Which guest
+        node: String,
+        /// `off` is a power cut, `on` a real boot
+        state: Switch,
+    },
+    /// etcd and kube-apiserver on this machine's loopback
+    #[command(subcommand)]
+    ControlPlane(ControlPlaneCommand),
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(clap::Args)]
+struct Up {
+    /// How many guests: node-a, node-b, …
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// Debian kernel series
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// Blank drives and a new start, whatever runs now
+    #[arg(long)]
+    fresh: bool,
+    /// Size of each drive in GiB (sparse files)
+    #[arg(long, default_value_t = 8)]
+    drive_gib: u64,
+    /// Memory of each guest in MiB
+    #[arg(long, default_value_t = 1536)]
+    memory_mib: u32,
+    /// Directory that guests see read-only at /host [default: the workspace's target directory]
+    #[arg(long)]
+    share: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum ControlPlaneCommand {
+    /// Start both servers and wait until they are ready
+    #[command(
+        after_help = "Examples:\n  cargo xtask vm control-plane up\n  cargo xtask vm control-plane up --fresh\n\n\
+                            Then: kubectl --kubeconfig ~/.cache/meshstor/run/control/lab-admin.host.kubeconfig get ns"
+    )]
+    Up {
+        /// Forget all objects first
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// End both servers; objects are kept
+    Down,
+    /// End the API server only: an outage
+    StopApi,
+    /// End the outage
+    StartApi,
+}
+
+/// Does what the arguments say.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Command::Up(options) => up(options),
+        Command::Down => down(),
+        Command::Ssh { node, command } => ssh(&node, &command),
+        Command::Run { command } => run_everywhere(&command.join(" ")),
+        Command::Status => status(),
+        Command::Power { node, state } => power(&node, state),
+        Command::ControlPlane(command) => control_plane(command),
+    }
+}
+
+fn up(options: Up) -> Result<ExitCode> {
+    let begin = Instant::now();
+    let lab = Lab::up(&Config {
+        nodes: options.nodes,
+        kernel: options.kernel,
+        drive_bytes: options.drive_gib << 30,
+        memory_mib: options.memory_mib,
+        fresh: options.fresh,
+        share: Some(options.share.map_or_else(target_directory, Ok)?),
+        paths: None,
+    })?;
+    let names: Vec<String> = lab.guests().iter().map(Guest::name).collect();
+    println!("up: {} (Linux {}) in {:.1} s", names.join(", "), lab.kernel(), begin.elapsed().as_secs_f32());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn down() -> Result<ExitCode> {
+    match Lab::attach() {
+        Ok(lab) => {
+            lab.down()?;
+            println!("down: all guests ended, drives kept");
+        }
+        Err(_) => println!("down: nothing was up"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ssh(node: &str, command: &[String]) -> Result<ExitCode> {
+    let guest = Lab::attach()?.guest(node)?;
+    let mut ssh = match command {
+        [] => guest.ssh_interactive(None)?,
+        words => guest.ssh_command(&words.join(" "))?,
+    };
+    let status = ssh.status().with_context(|| format!("run ssh to {node}"))?;
+    Ok(exit_code(status.code()))
+}
+
+fn run_everywhere(command: &str) -> Result<ExitCode> {
+    let guests = Lab::attach()?.guests();
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| guest.ssh(command))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| bail!("a guest's thread panicked"))).collect()
+    });
+    let mut failed = Vec::new();
+    for (guest, output) in guests.iter().zip(outputs) {
+        let name = guest.name();
+        match output {
+            Ok(out) => {
+                for line in out.stdout.lines().chain(out.stderr.lines()) {
+                    println!("{name}: {line}");
+                }
+                if !out.ok() {
+                    failed.push(format!("{name} ({})", out.status));
+                }
+            }
+            Err(error) => {
+                println!("{name}: {error:#}");
+                failed.push(name);
+            }
+        }
+    }
+    if failed.is_empty() {
+        println!("run: passed on all {} guests", guests.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("run: failed on {}", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn status() -> Result<ExitCode> {
+    let control = match ControlPlane::attach() {
+        Ok(plane) if plane.is_up()? => {
+            println!("control plane: {}, kubeconfig {}", plane.url()?, plane.host_kubeconfig()?.display());
+            "up"
+        }
+        _ => "down",
+    };
+    let lines = Lab::attach().and_then(|lab| lab.status()).unwrap_or_default();
+    for line in &lines {
+        let power = line.pid.map_or("off".to_string(), |pid| format!("on (pid {pid}, ssh port {})", line.ssh_port));
+        let mut harm: Vec<String> = line.cut.iter().map(|network| format!("{network} cut")).collect();
+        harm.extend(line.pulled.iter().map(|slot| format!("drive {slot} pulled")));
+        println!("{} {}: {power} {}", line.name, line.address, harm.join(", "));
+    }
+    let on = lines.iter().filter(|line| line.pid.is_some()).count();
+    println!("status: {on} of {} guests on, control plane {control}", lines.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn power(node: &str, state: Switch) -> Result<ExitCode> {
+    let begin = Instant::now();
+    let guest = Lab::attach()?.guest(node)?;
+    let word = match state {
+        Switch::Off => guest.power_cut().map(|()| "off")?,
+        Switch::On => guest.power_on().map(|()| "on")?,
+    };
+    println!("power: {node} is {word} after {:.1} s", begin.elapsed().as_secs_f32());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn control_plane(command: ControlPlaneCommand) -> Result<ExitCode> {
+    match command {
+        ControlPlaneCommand::Up { fresh } => {
+            let plane = ControlPlane::up(fresh)?;
+            println!("control-plane: up at {}, kubeconfig {}", plane.url()?, plane.host_kubeconfig()?.display());
+        }
+        ControlPlaneCommand::Down => {
+            if let Ok(plane) = ControlPlane::attach() {
+                plane.down()?;
+            }
+            println!("control-plane: down, objects kept");
+        }
+        ControlPlaneCommand::StopApi => {
+            ControlPlane::attach()?.stop_api()?;
+            println!("control-plane: API server ended");
+        }
+        ControlPlaneCommand::StartApi => {
+            let plane = ControlPlane::attach()?;
+            plane.start_api()?;
+            println!("control-plane: API server ready at {}", plane.url()?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where cargo puts what it builds: guests run binaries from there.
+fn target_directory() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Ok(PathBuf::from(dir));
+    }
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = manifest.ancestors().nth(2).context("the workspace is two directories up")?;
+    Ok(workspace.join("target"))
+}
+
+fn exit_code(code: Option<i32>) -> ExitCode {
+    ExitCode::from(u8::try_from(code.unwrap_or(255)).unwrap_or(255))
+}

@@ -1,0 +1,387 @@
+//! Operations: the complete list of things we ever ask of a kernel. `Display` is the audit line.
+//!
+//! Made only by plans, carried out only by implementations of [`crate::Kernel`]. Every operation is idempotent:
+//! when what it asks for is already so, it answers [`Changed::No`]. An operation that failed may have happened.
+
+use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, Unclaimed};
+use crate::id::{DriveId, Epoch, ExportKey, NodeName, Nqn, ReplicaKey, VolumeId};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Whether an operation changed anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// It was already so.
+    No,
+    /// It is so now.
+    Yes,
+}
+
+/// One thing to do to this node's kernel or drives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Write a fresh GPT on a drive proven blank.
+    LabelDrive {
+        /// The proof.
+        evidence: BlankDrive,
+    },
+    /// Add a GPT entry in free space and tell the kernel. Refused when the extent is not free at that moment.
+    AddPartition {
+        /// Whose entry.
+        key: ReplicaKey,
+        /// The drive.
+        drive: DriveId,
+        /// Where.
+        extent: Extent,
+    },
+    /// Tell the kernel about an entry that the table has and the kernel has not.
+    AnnouncePartition {
+        /// Whose entry.
+        key: ReplicaKey,
+    },
+    /// Zero a partition just made by us and write its first record. Refused when it has a record, a holder or an export.
+    BlankPartition {
+        /// Proof that nobody uses it.
+        evidence: Unclaimed,
+        /// Its first record.
+        record: EpochRecord,
+    },
+    /// Write our record on the replica's own drive, durably. Refused when the drive has a higher (epoch, generation).
+    WriteRecord {
+        /// Whose.
+        key: ReplicaKey,
+        /// The record; `sequence` is set by the implementation.
+        record: EpochRecord,
+    },
+    /// Discard the partition's bytes and remove its entry.
+    RemovePartition {
+        /// Proof that nobody uses it.
+        evidence: Unclaimed,
+    },
+
+    /// Build an export wholly: subsystem, namespace with fixed ids, enable, allowed host, port link last. One operation,
+    /// so that a linked port without host and enabled namespace cannot be expressed (design section 4, rule 4).
+    Export {
+        /// Identity.
+        key: ExportKey,
+        /// The one allowed host.
+        host: Nqn,
+        /// Where to listen; a TCP address beside an RDMA one is offered as non-optimized.
+        listen: BTreeSet<Listen>,
+    },
+    /// Fence an export: unlink from all its ports, then disable the namespace and wait until nothing is in flight.
+    Fence {
+        /// Identity.
+        key: ExportKey,
+    },
+    /// Remove a fenced export's objects.
+    RemoveExport {
+        /// Identity.
+        key: ExportKey,
+    },
+
+    /// Connect to one address of an export (pre-dialled), with our host NQN and host id, `ctrl_loss_tmo=-1`.
+    Connect {
+        /// Export.
+        key: ExportKey,
+        /// The consuming node, whose host NQN and host id are used.
+        node: NodeName,
+        /// Address.
+        address: Listen,
+    },
+    /// Delete the controllers of an export that no array uses.
+    Disconnect {
+        /// Export.
+        key: ExportKey,
+    },
+    /// Delete the controllers of an export that is a member of a running array: MD drops the member and waiting
+    /// writes go on without it. Only after the loss is recorded.
+    DropMember {
+        /// Export.
+        key: ExportKey,
+        /// The volume whose array loses the member.
+        volume: VolumeId,
+        /// The survivor.
+        evidence: OtherCopyInSync,
+    },
+
+    /// Delete the controllers of a deposed consumer's array, whatever the array then does: its file system has been
+    /// shut down, so nothing it still holds can be acknowledged (design section 4, rule 7). Refused while a mount of
+    /// the volume is alive.
+    Abandon {
+        /// Export.
+        key: ExportKey,
+        /// The higher epoch that was seen in the record.
+        deposed_by: Epoch,
+    },
+
+    /// Create the array of a new volume over members proven blank.
+    CreateArray {
+        /// Volume.
+        volume: VolumeId,
+        /// Device paths in slot order, with their proofs.
+        members: Vec<BlankData>,
+        /// Component size in bytes.
+        component_bytes: u64,
+    },
+    /// Assemble read-only, with sync frozen, from exactly these devices.
+    AssembleArray {
+        /// Volume.
+        volume: VolumeId,
+        /// Device paths.
+        members: Vec<String>,
+    },
+    /// Make an assembled array read-write (sync stays frozen).
+    ActivateArray {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Mark chunks dirty in the running array's bitmap (`bitmap_set_bits`), so that a resync covers them.
+    MergeBitmap {
+        /// Volume.
+        volume: VolumeId,
+        /// Chunks.
+        chunks: BTreeSet<u64>,
+    },
+    /// Let sync run (`sync_action=idle`), set policies (`safe_mode_delay=0`).
+    ReleaseSync {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Add a returning replica with a bitmap-based recovery.
+    ReAddMember {
+        /// Volume.
+        volume: VolumeId,
+        /// Device path.
+        device: String,
+    },
+    /// Add a replica with a full recovery; its old superblock is overwritten.
+    AddMember {
+        /// Volume.
+        volume: VolumeId,
+        /// Device path.
+        device: String,
+    },
+    /// Detach a member that MD has already failed.
+    RemoveFaulty {
+        /// Volume.
+        volume: VolumeId,
+        /// Kernel name of the component.
+        component: String,
+    },
+    /// Freeze (`blocked`) or release (`-blocked`) all writes through one in-sync member.
+    FreezeWrites {
+        /// Volume.
+        volume: VolumeId,
+        /// Kernel name of the component.
+        component: String,
+        /// Freeze or release.
+        frozen: bool,
+    },
+    /// Set or clear write-mostly.
+    SetWriteMostly {
+        /// Volume.
+        volume: VolumeId,
+        /// Kernel name of the component.
+        component: String,
+        /// On or off.
+        on: bool,
+    },
+    /// Give the array an internal bitmap (before a second member joins).
+    AddBitmap {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Change the number of slots.
+    SetRaidDisks {
+        /// Volume.
+        volume: VolumeId,
+        /// Slots.
+        count: u32,
+    },
+    /// Stop the array. Refused while something has it open.
+    StopArray {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Stop a foreign or automatic assembly (udev's `md127`) that holds a component of ours and is not in use.
+    StopForeignArray {
+        /// Kernel name.
+        name: String,
+    },
+
+    /// Make the file system. Only with proofs from every active member, or to redo a half-made one that was never handed out.
+    MakeFilesystem {
+        /// Volume.
+        volume: VolumeId,
+        /// Why it is allowed.
+        permit: FormatPermit,
+    },
+    /// Mount the array's file system.
+    Mount {
+        /// Volume.
+        volume: VolumeId,
+        /// Mount point; created when absent.
+        target: String,
+        /// File system type.
+        fs: String,
+        /// Options, comma separated.
+        options: String,
+    },
+    /// Bind-mount.
+    BindMount {
+        /// Existing mount point.
+        source: String,
+        /// New mount point; created when absent.
+        target: String,
+        /// Read-only.
+        read_only: bool,
+    },
+    /// Unmount whatever is mounted at a path (all layers) and remove the empty directory.
+    Unmount {
+        /// Mount point.
+        target: String,
+        /// Detach at once (`MNT_DETACH`): only for deposed or dead file systems.
+        lazy: bool,
+    },
+    /// Kill every process that has the volume open: SIGKILL to those with files below its mounts or the device open.
+    KillOpeners {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Kill every opener (as [`Op::KillOpeners`]), then shut the file system down without writing the log
+    /// (`GOINGDOWN`): from then on its mounts no longer answer.
+    ShutdownFilesystem {
+        /// Volume.
+        volume: VolumeId,
+    },
+}
+
+/// Why a file system may be made (P4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FormatPermit {
+    /// Every active member was read and is blank.
+    Blank(Vec<BlankData>),
+    /// The record says `started`, in an epoch of ours, and not `done`: nobody was ever given this file system.
+    StartedNotDone {
+        /// The uuid of the record that says so: the volume's CR.
+        record_of: Uuid,
+    },
+}
+
+impl Op {
+    /// How long the operation may take before its result no longer counts and we look again.
+    pub fn deadline(&self) -> Duration {
+        match self {
+            // Zeroing runs at the drive's pace: 64 GiB at 500 MB/s and some.
+            Op::BlankPartition { .. } | Op::RemovePartition { .. } => Duration::from_secs(300),
+            // The drain waits for the backing drive, whose own command timeout is 30 s, twice.
+            Op::Fence { .. } => Duration::from_secs(70),
+            // mkfs on an emulated guest takes seconds; on a loaded drive more.
+            Op::MakeFilesystem { .. } | Op::CreateArray { .. } | Op::AssembleArray { .. } => Duration::from_secs(60),
+            _ => Duration::from_secs(20),
+        }
+    }
+
+    /// Short name: metric label and test trace.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::LabelDrive { .. } => "label-drive",
+            Op::AddPartition { .. } => "add-partition",
+            Op::AnnouncePartition { .. } => "announce-partition",
+            Op::BlankPartition { .. } => "blank-partition",
+            Op::WriteRecord { .. } => "write-record",
+            Op::RemovePartition { .. } => "remove-partition",
+            Op::Export { .. } => "export",
+            Op::Fence { .. } => "fence",
+            Op::RemoveExport { .. } => "remove-export",
+            Op::Connect { .. } => "connect",
+            Op::Disconnect { .. } => "disconnect",
+            Op::DropMember { .. } => "drop-member",
+            Op::Abandon { .. } => "abandon",
+            Op::CreateArray { .. } => "create-array",
+            Op::AssembleArray { .. } => "assemble-array",
+            Op::ActivateArray { .. } => "activate-array",
+            Op::MergeBitmap { .. } => "merge-bitmap",
+            Op::ReleaseSync { .. } => "release-sync",
+            Op::ReAddMember { .. } => "re-add-member",
+            Op::AddMember { .. } => "add-member",
+            Op::RemoveFaulty { .. } => "remove-faulty",
+            Op::FreezeWrites { .. } => "freeze-writes",
+            Op::SetWriteMostly { .. } => "set-write-mostly",
+            Op::AddBitmap { .. } => "add-bitmap",
+            Op::SetRaidDisks { .. } => "set-raid-disks",
+            Op::StopArray { .. } => "stop-array",
+            Op::StopForeignArray { .. } => "stop-foreign-array",
+            Op::MakeFilesystem { .. } => "make-filesystem",
+            Op::Mount { .. } => "mount",
+            Op::BindMount { .. } => "bind-mount",
+            Op::Unmount { .. } => "unmount",
+            Op::KillOpeners { .. } => "kill-openers",
+            Op::ShutdownFilesystem { .. } => "shutdown-filesystem",
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name();
+        match self {
+            Op::LabelDrive { evidence } => write!(f, "{name} {}", evidence.drive()),
+            Op::AddPartition { key, drive, extent } => {
+                write!(f, "{name} {key} on {drive} at {}+{}", extent.start, extent.length)
+            }
+            Op::AnnouncePartition { key } => write!(f, "{name} {key}"),
+            Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {
+                write!(f, "{name} {}", evidence.key())
+            }
+            Op::WriteRecord { key, record } => write!(f, "{name} {key} epoch {}.{}", record.epoch, record.generation),
+            Op::Export { key, host, listen } => {
+                write!(f, "{name} {key} to {host} on")?;
+                listen.iter().try_for_each(|l| write!(f, " {}:{}:{}", l.transport.as_str(), l.address, l.port))
+            }
+            Op::Fence { key } | Op::RemoveExport { key } | Op::Disconnect { key } => write!(f, "{name} {key}"),
+            Op::Connect { key, address, .. } => {
+                write!(f, "{name} {key} at {}:{}:{}", address.transport.as_str(), address.address, address.port)
+            }
+            Op::DropMember { key, evidence, .. } => write!(f, "{name} {key} survivor {}", evidence.survivor()),
+            Op::Abandon { key, deposed_by } => write!(f, "{name} {key} deposed by epoch {deposed_by}"),
+            Op::CreateArray { volume, members, component_bytes } => {
+                write!(f, "{name} {} of {component_bytes} bytes from", volume.short())?;
+                members.iter().try_for_each(|m| write!(f, " {}", m.device()))
+            }
+            Op::AssembleArray { volume, members } => write!(f, "{name} {} from {}", volume.short(), members.join(" ")),
+            Op::ActivateArray { volume }
+            | Op::ReleaseSync { volume }
+            | Op::AddBitmap { volume }
+            | Op::StopArray { volume }
+            | Op::KillOpeners { volume }
+            | Op::ShutdownFilesystem { volume } => write!(f, "{name} {}", volume.short()),
+            Op::MergeBitmap { volume, chunks } => write!(f, "{name} {} {} chunks", volume.short(), chunks.len()),
+            Op::ReAddMember { volume, device } | Op::AddMember { volume, device } => {
+                write!(f, "{name} {} {device}", volume.short())
+            }
+            Op::RemoveFaulty { volume, component } => write!(f, "{name} {} {component}", volume.short()),
+            Op::FreezeWrites { volume, component, frozen } => {
+                write!(f, "{name} {} {component} {}", volume.short(), if *frozen { "on" } else { "off" })
+            }
+            Op::SetWriteMostly { volume, component, on } => {
+                write!(f, "{name} {} {component} {}", volume.short(), if *on { "on" } else { "off" })
+            }
+            Op::SetRaidDisks { volume, count } => write!(f, "{name} {} {count}", volume.short()),
+            Op::StopForeignArray { name: md } => write!(f, "{name} {md}"),
+            Op::MakeFilesystem { volume, permit } => {
+                let why = match permit {
+                    FormatPermit::Blank(members) => format!("{} blank members", members.len()),
+                    FormatPermit::StartedNotDone { .. } => "started, not done".into(),
+                };
+                write!(f, "{name} {} ({why})", volume.short())
+            }
+            Op::Mount { volume, target, fs, .. } => write!(f, "{name} {} {fs} at {target}", volume.short()),
+            Op::BindMount { source, target, .. } => write!(f, "{name} {source} at {target}"),
+            Op::Unmount { target, lazy } => write!(f, "{name} {target}{}", if *lazy { " lazily" } else { "" }),
+        }
+    }
+}

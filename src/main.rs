@@ -1,0 +1,3 @@
+//! The meshstor binary.
+
+fn main() {}
