@@ -1,3 +1,63 @@
-//! The meshstor binary.
+//! The `meshstor` binary: controller, node agent and the tools around them. Each subcommand is a file of its own.
 
-fn main() {}
+mod controller;
+mod crds;
+mod dev;
+mod doctor;
+mod node;
+mod options;
+mod telemetry;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Replicated NVMe volumes for Kubernetes on the Linux kernel's own data path.
+#[derive(Parser)]
+#[command(name = "meshstor", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the node agent (a DaemonSet pod; needs root and the node's kernel)
+    Node(node::Arguments),
+    /// Run the controller (a Deployment pod; any number of replicas)
+    Controller(controller::Arguments),
+    /// Run a whole simulated cluster in this process: no root, no Kubernetes
+    Dev(dev::Arguments),
+    /// Print the custom resource definitions as YAML
+    #[command(after_help = "Example:\n  meshstor crds | kubectl apply --server-side -f -")]
+    Crds,
+    /// Check what this node can do and say what is missing
+    Doctor(doctor::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Node(arguments) => node::run(&arguments),
+        Command::Controller(arguments) => controller::run(&arguments),
+        Command::Dev(arguments) => dev::run(&arguments),
+        Command::Crds => crds::run(),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

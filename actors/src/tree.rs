@@ -48,7 +48,8 @@ struct Child<M: Machine, W: World<M>> {
 
 enum Life<M: Machine, W: World<M>> {
     Up(Addr<Shell<M, W>>),
-    Ending(Addr<Shell<M, W>>),
+    /// Told to end; `again`: wanted anew since.
+    Ending { addr: Addr<Shell<M, W>>, again: bool },
     Down { until: Instant },
 }
 
@@ -80,9 +81,13 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
             differs
         });
         let revision = child.wanted.borrow().revision;
-        if let (true, Life::Up(addr)) = (changed, &child.life) {
-            // A full mailbox holds a look already.
-            let _ = addr.try_send(Look { why: Why::Desire });
+        match &mut child.life {
+            Life::Up(addr) if changed => {
+                // A full mailbox holds a look already.
+                let _ = addr.try_send(Look { why: Why::Desire });
+            }
+            Life::Ending { again, .. } => *again = true,
+            Life::Up(_) | Life::Down { .. } => {}
         }
         revision
     }
@@ -132,13 +137,13 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
     /// Lets go of a child: it finishes its round and ends. What it holds in the kernel stays.
     pub fn retire(&mut self, key: &K) {
         let Some(child) = self.children.get_mut(key) else { return };
-        match &child.life {
+        match &mut child.life {
             Life::Up(addr) => {
                 // A full mailbox: the address is dropped with the child, and an actor without addresses ends.
                 let _ = addr.try_send(Stop);
-                child.life = Life::Ending(addr.clone());
+                child.life = Life::Ending { addr: addr.clone(), again: false };
             }
-            Life::Ending(_) => {}
+            Life::Ending { again, .. } => *again = false,
             Life::Down { .. } => {
                 self.children.remove(key);
             }
@@ -158,7 +163,8 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
         for (key, child) in &mut self.children {
             match &child.life {
                 Life::Up(addr) if !addr.connected() => child.bury(&key.to_string(), now),
-                Life::Ending(addr) if !addr.connected() => gone.push(key.clone()),
+                Life::Ending { addr, again: false } if !addr.connected() => gone.push(key.clone()),
+                Life::Ending { addr, again: true } if !addr.connected() => child.life = Life::Down { until: now },
                 _ => {}
             }
             if matches!(child.life, Life::Down { until } if until <= now) {
@@ -184,6 +190,13 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
         self.children.get(key).map(|child| child.report.borrow().clone())
     }
 
+    /// The present report of a child, if it answers what is wanted now.
+    pub fn current(&self, key: &K) -> Option<Report<M::Status>> {
+        let child = self.children.get(key)?;
+        let report = child.report.borrow();
+        (report.revision == child.wanted.borrow().revision).then(|| report.clone())
+    }
+
     /// A child's reports, to wait on; they outlive its lives.
     pub fn subscribe(&self, key: &K) -> Option<watch::Receiver<Report<M::Status>>> {
         self.children.get(key).map(|child| child.report.subscribe())
@@ -196,7 +209,7 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
 
     /// Whether there is such a child that is not ending.
     pub fn contains(&self, key: &K) -> bool {
-        self.children.get(key).is_some_and(|child| !matches!(child.life, Life::Ending(_)))
+        self.children.get(key).is_some_and(|child| !matches!(child.life, Life::Ending { again: false, .. }))
     }
 
     /// All keys, ending children included.
@@ -236,7 +249,7 @@ impl<M: Machine, W: World<M>> Child<M, W> {
     fn until(&self) -> Option<Instant> {
         match self.life {
             Life::Down { until } => Some(until),
-            Life::Up(_) | Life::Ending(_) => None,
+            Life::Up(_) | Life::Ending { .. } => None,
         }
     }
 }

@@ -105,3 +105,19 @@ fn retired_children_finish_their_round_and_are_not_respawned() {
         assert_eq!((heard.borrow().len(), abacus.with(|beads| beads.value)), (1, 1));
     });
 }
+
+#[test]
+fn a_child_wanted_again_while_it_ends_comes_back() {
+    paused(async {
+        let abacus = Abacus::default();
+        abacus.with(|beads| beads.step_takes = Duration::from_secs(2));
+        let (mut family, _) = family(&abacus);
+        family.want(&key(), Some(9));
+        pass(1.0).await;
+        family.retire(&key());
+        let revision = family.want(&key(), Some(3));
+        assert!(family.contains(&key()));
+        tended(&mut family, 10).await;
+        assert_eq!(family.report(&key()).unwrap().answer(revision), Some(&3));
+    });
+}

@@ -9,7 +9,7 @@ use crate::facts::{
 use crate::hint::Hint;
 use crate::id::{DriveId, ExportKey, ReplicaKey, VolumeId};
 use crate::ops::{Changed, Op};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// The seam between decisions and a node's kernel. One implementation is real, one simulated.
@@ -31,6 +31,14 @@ pub trait Kernel: 'static {
 
     /// Every replica partition of ours on this node's drives (type GUID and a valid record), for orphan reports.
     async fn replicas(&self) -> Result<BTreeMap<DriveId, Vec<(uuid::Uuid, Option<EpochRecord>)>>>;
+
+    /// Every volume that this kernel holds something of: a partition, a connection, an array. What an agent that has
+    /// just started has to look after. Every member of an array is a partition or a connection, so an implementation
+    /// adds the connections' volumes to those of the partitions.
+    async fn volumes(&self) -> Result<BTreeSet<VolumeId>> {
+        let replicas = self.replicas().await?;
+        Ok(replicas.into_values().flatten().filter_map(|(_, record)| Some(record?.volume)).collect())
+    }
 
     /// What nvmet holds for a replica.
     async fn exports(&self, key: ReplicaKey) -> Result<ExportFact>;

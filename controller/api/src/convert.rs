@@ -141,6 +141,8 @@ fn foreign(volume: &MeshStorVolume, cluster: ClusterId, own_cluster: ClusterId) 
     match status.record_of.as_deref() {
         Some(of) if of == uid => None,
         Some(of) => Some(format!("status.recordOf is {of}, this object is {uid}")),
+        // Conditions may stand there before the first record.
+        None if status.in_sync.is_none() => None,
         None => Some(format!("status.recordOf is absent, this object is {uid}")),
     }
 }

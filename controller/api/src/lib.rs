@@ -24,14 +24,55 @@ pub const FINALIZER: &str = "csi.meshstor.io/data";
 
 /// The four custom resource definitions.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![MeshStorVolume::crd(), MeshStorReplica::crd(), MeshStorNode::crd(), MeshStorNodeDevice::crd()]
+    let all = [MeshStorVolume::crd(), MeshStorReplica::crd(), MeshStorNode::crd(), MeshStorNodeDevice::crd()];
+    all.into_iter().map(plain_formats).collect()
+}
+
+/// The same definition with integer formats that the API server knows: it warns at `uint64` and the like at each apply.
+/// The lower bound that comes with them stays.
+fn plain_formats(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let Ok(mut value) = serde_json::to_value(&crd) else { return crd };
+    rename_formats(&mut value);
+    serde_json::from_value(value).unwrap_or(crd)
+}
+
+fn rename_formats(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            if let Some(format) = map.get_mut("format") {
+                match format.as_str() {
+                    Some("uint64") => *format = "int64".into(),
+                    Some("uint32" | "uint16" | "uint8") => *format = "int32".into(),
+                    _ => {}
+                }
+            }
+            map.values_mut().for_each(rename_formats);
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(rename_formats),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
-    fn print() {
-        println!("{}", serde_json::to_string_pretty(&MeshStorVolume::crd()).unwrap());
+    fn definitions_name_no_format_that_the_server_does_not_know() {
+        for crd in crds() {
+            let text = serde_json::to_string(&crd).unwrap();
+            assert!(!text.contains("uint"), "{}", crd.metadata.name.unwrap_or_default());
+        }
+    }
+
+    #[test]
+    fn every_kind_has_a_status_columns_and_a_short_name() {
+        for crd in crds() {
+            let version = &crd.spec.versions[0];
+            assert!(version.subresources.as_ref().is_some_and(|s| s.status.is_some()));
+            assert!(version.additional_printer_columns.as_ref().is_some_and(|c| c.len() >= 4));
+            assert_eq!(crd.spec.names.short_names.as_ref().map(Vec::len), Some(1));
+            assert_eq!(crd.spec.scope, "Cluster");
+        }
     }
 }

@@ -6,7 +6,8 @@
 //! * `metadata.uid` is tested, so that a re-created object of the same name is never meant.
 //! * The epoch is tested, and the consumer when there is one. JSON patch cannot test that a field is absent; it need not:
 //!   the API server refuses any change of the consumer without a higher epoch, so the epoch alone names the consumer.
-//! * Where absence itself decides (no status yet, no in-sync set yet, no format yet) `metadata.resourceVersion` is tested.
+//! * Where absence itself decides (no status, no in-sync set, no format, no intent to delete, no sign of life from a
+//!   reservation) `metadata.resourceVersion` is tested.
 //! * Single fields are changed, never whole structures with unknown newer fields inside.
 //!
 //! A refused patch ([`CasError::Refused`]) means: look again and decide again. Sending it again is the bug.
@@ -263,6 +264,10 @@ pub fn attachment(stored: &MeshStorVolume, new: &Attachment) -> Result<Patch, Pa
         return Err(PatchError::EpochNotRaised { object: name(&stored.metadata), from: old.epoch, to: new.epoch });
     }
     let mut draft = volume_draft(stored)?;
+    if old.consumer.is_none() && new.consumer.is_some() {
+        // Decided on there being no intent to delete.
+        draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    }
     draft.replace("/spec/attachment/epoch", json!(new.epoch));
     draft.optional("/spec/attachment/consumer", &old.consumer, &new.consumer);
     draft.optional("/spec/attachment/consumerBoot", &old.consumer_boot, &new.consumer_boot);
@@ -272,6 +277,10 @@ pub fn attachment(stored: &MeshStorVolume, new: &Attachment) -> Result<Patch, Pa
 /// The recorded wish to destroy a volume, for its main endpoint.
 pub fn deletion_request(stored: &MeshStorVolume, request: &DeletionRequest) -> Result<Patch, PatchError> {
     let mut draft = volume_draft(stored)?;
+    if stored.status.as_ref().is_none_or(|status| status.in_sync.is_none()) {
+        // An unfinished volume is withdrawn: nobody may have finished it meanwhile.
+        draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    }
     draft.add("/spec/deletionRequested", json!(request));
     Ok(draft.finish())
 }
@@ -292,10 +301,12 @@ pub fn export(stored: &MeshStorReplica, new: &ExportSpec) -> Result<Patch, Patch
     Ok(draft.finish())
 }
 
-/// The recorded wish to wipe one copy, for the replica's main endpoint.
+/// The recorded wish to wipe one copy, for the replica's main endpoint. Refused when the copy has reported anything
+/// since it was read: a reservation that is accepted after all must not be buried.
 pub fn tombstone(stored: &MeshStorReplica, tombstone: &Tombstone) -> Result<Patch, PatchError> {
     let mut draft = Draft::default();
     draft.test("/metadata/uid", uid(&stored.metadata)?);
+    draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
     draft.test("/spec/volumeID", json!(stored.spec.volume_id));
     draft.add("/spec/tombstone", json!(tombstone));
     Ok(draft.finish())

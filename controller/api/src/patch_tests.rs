@@ -1,5 +1,7 @@
 //! Patches applied to documents: what passes, what is refused, and what unknown newer fields live through.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use super::*;
 use meshstor_kernel::id::NodeName;
 
@@ -188,7 +190,11 @@ fn attachments_come_and_go_without_touching_what_we_do_not_know() {
     assert_eq!(now["spec"]["attachment"], json!({"epoch": 4, "newer": 1}));
     assert_eq!(apply(&patch, &now), None, "a repetition is refused");
     let attached = Attachment { epoch: 5, consumer: Some("b".into()), consumer_boot: Some("b2".into()) };
-    let now = apply(&attachment(&typed(&now), &attached).unwrap(), &now).unwrap();
+    let patch = attachment(&typed(&now), &attached).unwrap();
+    let mut doomed = now.clone();
+    doomed["metadata"]["resourceVersion"] = json!("8");
+    assert_eq!(apply(&patch, &doomed), None, "an intent to delete may stand there now");
+    let now = apply(&patch, &now).unwrap();
     let expected = json!({"epoch": 5, "consumer": "b", "consumerBoot": "b2", "newer": 1});
     assert_eq!(now["spec"]["attachment"], expected);
 }
@@ -210,7 +216,7 @@ fn intents_exports_and_finalizers() {
 
     let replica = json!({
         "apiVersion": "csi.meshstor.io/v1alpha1", "kind": "MeshStorReplica",
-        "metadata": {"name": "pvc-1-r0", "uid": "u5"},
+        "metadata": {"name": "pvc-1-r0", "uid": "u5", "resourceVersion": "6"},
         "spec": {
             "volume": "pvc-1", "volumeID": VOLUME, "clusterID": CLUSTER, "replica": "r0", "node": "a", "drive": "d1",
             "partitionBytes": 1, "role": "Member", "export": {"epoch": 3, "generation": 1, "consumer": "a"}
@@ -227,8 +233,11 @@ fn intents_exports_and_finalizers() {
         volume_id: VOLUME.into(),
         reason: "VolumeDeleted".into(),
     };
-    let now = apply(&tombstone(&typed, &wish).unwrap(), &replica).unwrap();
-    assert_eq!(now["spec"]["tombstone"]["reason"], "VolumeDeleted");
+    let patch = tombstone(&typed, &wish).unwrap();
+    assert_eq!(apply(&patch, &replica).unwrap()["spec"]["tombstone"]["reason"], "VolumeDeleted");
+    let mut alive = replica.clone();
+    alive["metadata"]["resourceVersion"] = json!("7");
+    assert_eq!(apply(&patch, &alive), None, "the copy has reported since");
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl StoreService {
                 Link::Up => Poll::Ready(true),
                 Link::Refuse => Poll::Ready(false),
                 Link::Hang => {
-                    let stale: Option<std::task::Waker> = None; let _ = (ticket.id, cx);
+                    let stale = state.wait(ticket.id, cx.waker());
                     drop(state);
                     drop(stale);
                     Poll::Pending

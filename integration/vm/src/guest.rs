@@ -7,13 +7,13 @@ use crate::exec::{Output, capture, capture_with_input, tail, wait_for};
 use crate::image::Image;
 use crate::monitor::Monitor;
 use crate::paths::{Paths, make_dir};
+use crate::ports::free_port;
 use crate::process::Recorded;
 use crate::qemu::{Machine, Node, SECTOR_SIZES, Start, blockdev, nvme_device};
 use crate::ssh::{Route, quote, text};
 use crate::state::{Forward, LabState, NodeFile, NodeState};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,6 +62,11 @@ impl Guest {
     /// The serial numbers of its drives, by slot: 4096-byte sectors in slot 0, 512-byte sectors in slot 1.
     pub fn drive_serials(&self) -> Vec<String> {
         (0..SECTOR_SIZES.len()).map(|drive| self.node.serial(drive)).collect()
+    }
+
+    /// The device path of the drive in a slot. Never count on `nvme0n1`: which drive gets it differs from boot to boot.
+    pub fn drive_path(&self, slot: usize) -> String {
+        format!("/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_{}", self.node.serial(slot))
     }
 
     /// Whether its machine runs (it may still be booting, or frozen).
@@ -153,6 +158,8 @@ impl Guest {
             if route.connected(state.ssh.as_ref()) {
                 route.forward(&forward, false)?;
             }
+            // ssh leaves the socket's name behind; who finds it would wait for an answer.
+            let _ = std::fs::remove_file(local);
             Ok(())
         })
     }
@@ -337,12 +344,6 @@ pub(crate) fn wait_until_ready(console: &Path, before: u64, qemu: Recorded, limi
 
 pub(crate) fn file_length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.len())
-}
-
-/// A loopback port that nobody uses now. Another program may take it before QEMU does; then QEMU says so.
-pub(crate) fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("look for a free port")?;
-    Ok(listener.local_addr().context("address of a listener")?.port())
 }
 
 fn host_seconds() -> Result<f64> {

@@ -30,7 +30,8 @@ pub struct Config {
     pub memory_mib: u32,
     /// Blank drives and a new start, whatever runs now. Otherwise drives keep what earlier labs wrote.
     pub fresh: bool,
-    /// The host directory that guests see read-only at `/host`; without one they see an empty directory.
+    /// The host directory that guests see read-only at `/host`; without one the workspace's target directory, so that
+    /// freshly built binaries are there.
     pub share: Option<PathBuf>,
     /// Where the lab keeps its files; without one `$MESHSTOR_CACHE` or `~/.cache/meshstor`.
     pub paths: Option<Paths>,
@@ -192,6 +193,15 @@ fn paths_of(config: &Config) -> Result<Paths> {
     config.paths.clone().map_or_else(Paths::from_env, Ok)
 }
 
+/// Where cargo puts what it builds.
+fn target_directory() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("CARGO_TARGET_DIR") {
+        return std::path::absolute(dir).context("make CARGO_TARGET_DIR absolute");
+    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    Ok(workspace.context("the workspace is two directories up")?.join("target"))
+}
+
 fn lab_file(paths: &Paths) -> PathBuf {
     paths.run().join("lab.json")
 }
@@ -199,7 +209,7 @@ fn lab_file(paths: &Paths) -> PathBuf {
 fn wanted(paths: &Paths, config: &Config, image: &str) -> Result<LabState> {
     let share = match &config.share {
         Some(share) => std::path::absolute(share).context("make the share's path absolute")?,
-        None => paths.root().join("share"),
+        None => target_directory()?,
     };
     make_dir(&share)?;
     make_dir(&paths.bin())?;

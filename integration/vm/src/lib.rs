@@ -29,6 +29,7 @@ pub mod image;
 mod lab;
 mod monitor;
 mod paths;
+mod ports;
 mod process;
 mod qemu;
 mod snapshot;

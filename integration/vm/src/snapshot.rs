@@ -4,10 +4,11 @@
 //! Saved without NVMe drives (QEMU cannot save them) and without mounts of host directories (QEMU refuses).
 
 use crate::exec::step;
-use crate::guest::{file_length, free_port, wait_until_ready};
+use crate::guest::{file_length, wait_until_ready};
 use crate::image::{Image, digest};
 use crate::monitor::Monitor;
 use crate::paths::{Paths, make_dir};
+use crate::ports::free_port;
 use crate::process::Recorded;
 use crate::qemu::{Machine, Node, Start};
 use crate::ssh::Route;

@@ -3,8 +3,14 @@
 //! A thin dispatcher: each subcommand is a file of its own with an argument type and a `run` function. Nothing here is
 //! part of the product.
 
+mod build;
+mod demo;
+mod test;
+mod tidy;
 mod tools;
 mod vm;
+mod vm_check;
+mod workspace;
 
 use clap::{Parser, Subcommand};
 
@@ -18,6 +24,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The main job on real kernels, timed and verified
+    Demo(demo::Arguments),
+    /// Everything CI runs
+    Test(test::Arguments),
+    /// Style rules and pages that a machine can check
+    Tidy(tidy::Arguments),
     /// Real kernels in QEMU and a real control plane
     Vm(vm::Arguments),
     /// Programs that the lab needs: install or build them now
@@ -26,6 +38,9 @@ enum Command {
 
 fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test(arguments) => test::run(arguments),
+        Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Vm(arguments) => vm::run(arguments),
         Command::Tools(arguments) => tools::run(arguments),
     };

@@ -2,10 +2,11 @@
 //!
 //! Called by people; tests call the `meshstor_lab` library themselves. Touches only processes that the lab recorded.
 
+use crate::{vm_check, workspace};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use meshstor_lab::{Config, ControlPlane, Guest, Lab};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -52,6 +53,9 @@ enum Command {
         /// `off` is a power cut, `on` a real boot
         state: Switch,
     },
+    /// Check that the lab itself works: a fresh lab, every function of it once (overwrites the drives)
+    #[command(after_help = "Examples:\n  cargo xtask vm check\n  cargo xtask vm check --kernel 6.18")]
+    Check(Up),
     /// etcd and kube-apiserver on this machine's loopback
     #[command(subcommand)]
     ControlPlane(ControlPlaneCommand),
@@ -114,21 +118,34 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Run { command } => run_everywhere(&command.join(" ")),
         Command::Status => status(),
         Command::Power { node, state } => power(&node, state),
+        Command::Check(options) => check(options),
         Command::ControlPlane(command) => control_plane(command),
     }
 }
 
-fn up(options: Up) -> Result<ExitCode> {
-    let begin = Instant::now();
-    let lab = Lab::up(&Config {
+fn config(options: Up) -> Result<Config> {
+    Ok(Config {
         nodes: options.nodes,
         kernel: options.kernel,
         drive_bytes: options.drive_gib << 30,
         memory_mib: options.memory_mib,
         fresh: options.fresh,
-        share: Some(options.share.map_or_else(target_directory, Ok)?),
+        share: Some(options.share.map_or_else(workspace::target, Ok)?),
         paths: None,
-    })?;
+    })
+}
+
+fn check(options: Up) -> Result<ExitCode> {
+    let begin = Instant::now();
+    let lab = Lab::up(&Config { fresh: true, nodes: options.nodes.max(2), ..config(options)? })?;
+    let passed = vm_check::run(&lab)?;
+    println!("check: passed, {passed} checks on Linux {} in {:.0} s", lab.kernel(), begin.elapsed().as_secs_f32());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(options: Up) -> Result<ExitCode> {
+    let begin = Instant::now();
+    let lab = Lab::up(&config(options)?)?;
     let names: Vec<String> = lab.guests().iter().map(Guest::name).collect();
     println!("up: {} (Linux {}) in {:.1} s", names.join(", "), lab.kernel(), begin.elapsed().as_secs_f32());
     Ok(ExitCode::SUCCESS)
@@ -241,16 +258,6 @@ fn control_plane(command: ControlPlaneCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Where cargo puts what it builds: guests run binaries from there.
-fn target_directory() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("CARGO_TARGET_DIR") {
-        return Ok(PathBuf::from(dir));
-    }
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let workspace = manifest.ancestors().nth(2).context("the workspace is two directories up")?;
-    Ok(workspace.join("target"))
 }
 
 fn exit_code(code: Option<i32>) -> ExitCode {

@@ -34,7 +34,7 @@ const MACHINERY: [&str; 5] = ["kubelet", "containerd", "crio", "dockerd", "syste
 pub fn kill_all(root: &Root, op: &str, device: (u32, u32)) -> Result<Changed> {
     let mut killed = Changed::No;
     for round in 0..ROUNDS {
-        let alive: Vec<i32> = find(root, device).into_iter().filter(|pid| !doomed(root, *pid)).collect();
+        let alive = alive(root, device);
         if alive.is_empty() {
             return Ok(killed);
         }
@@ -51,6 +51,11 @@ pub fn kill_all(root: &Root, op: &str, device: (u32, u32)) -> Result<Changed> {
         }
     }
     Err(KernelError::retry(op, format!("{}:{}", device.0, device.1), "new openers appear as fast as they are killed"))
+}
+
+/// Openers that are not yet as good as dead.
+pub fn alive(root: &Root, device: (u32, u32)) -> Vec<i32> {
+    find(root, device).into_iter().filter(|pid| !doomed(root, *pid)).collect()
 }
 
 /// Processes, by id, that have the device open in any of the ways this file knows. Kernel threads and this process

@@ -21,7 +21,10 @@ pub const BITMAP_HEADER_BYTES: usize = 256;
 pub const MD_MAGIC: u32 = 0xa92b_4efc;
 /// "bitm".
 const BITMAP_MAGIC: u32 = 0x6d74_6962;
+/// `BITMAP_MAJOR_HOSTENDIAN`: bits in the order of the machine that wrote them, whichever that was.
+const HOST_ENDIAN_VERSION: u32 = 3;
 const SECTOR: u64 = 512;
+/// Offset of `dev_roles`.
 const ROLES: usize = 256;
 
 /// Bits of `feature_map`.
@@ -38,8 +41,6 @@ mod bitmap_state {
     pub const STALE: u32 = 1 << 1;
     /// Writing the bits failed.
     pub const WRITE_ERROR: u32 = 1 << 2;
-    /// The bits are in the byte order of the machine that wrote them: made by kernels before 2005.
-    pub const HOST_ENDIAN: u32 = 1 << 15;
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -130,11 +131,11 @@ pub fn bitmap_bytes(header: &[u8]) -> Option<u64> {
 /// Bytes covered by the bits, and bytes for each bit.
 fn bitmap_geometry(header: &[u8]) -> Option<(u64, u64)> {
     let chunk_bytes = u64::from(u32_at(header, 52)?);
-    // md_bitmap_read_sb: versions 3 (little endian), 4 (host endian) and 5 (clustered); chunks are powers of two of at
-    // least a sector. Clustered ones hold one set of bits for each node: not ours, not read.
+    // md_bitmap_read_sb: chunks are powers of two of at least a sector. Clustered bitmaps (version 5) hold one set of
+    // bits for each node, lockless ones (6) a byte for each chunk: neither is made by us, neither is read.
     let version = u32_at(header, 4)?;
     let plausible = u32_at(header, 0)? == BITMAP_MAGIC
-        && (3..=4).contains(&version)
+        && (HOST_ENDIAN_VERSION..=4).contains(&version)
         && chunk_bytes >= SECTOR
         && chunk_bytes.is_power_of_two();
     plausible.then_some((u64_at(header, 40)?.checked_mul(SECTOR)?, chunk_bytes))
@@ -146,8 +147,8 @@ pub fn parse_bitmap(bytes: &[u8]) -> Option<Bitmap> {
     let (sync_bytes, chunk_bytes) = bitmap_geometry(bytes)?;
     let bits = bytes.get(BITMAP_HEADER_BYTES..usize::try_from(bitmap_bytes(bytes)?).ok()?)?;
     let chunks = sync_bytes.div_ceil(chunk_bytes);
-    let untrusted = bitmap_state::STALE | bitmap_state::WRITE_ERROR | bitmap_state::HOST_ENDIAN;
-    let dirty: BTreeSet<u64> = if u32_at(bytes, 48)? & untrusted != 0 {
+    let failed = u32_at(bytes, 48)? & (bitmap_state::STALE | bitmap_state::WRITE_ERROR) != 0;
+    let dirty: BTreeSet<u64> = if failed || u32_at(bytes, 4)? == HOST_ENDIAN_VERSION {
         (0..chunks).collect()
     } else {
         // set_bit_le: chunk n is bit n % 8, counted from the least, of byte n / 8.
@@ -287,17 +288,21 @@ pub(crate) mod tests {
         let mut bytes = bitmap(Uuid::nil(), 20, 64 << 20, &[3]);
         assert_eq!(parse_bitmap(&bytes).unwrap().dirty, BTreeSet::from([3]));
         assert_eq!(parse_bitmap(&bytes[..bytes.len() - 1]), None);
-        for state in [2u32, 4, 1 << 15] {
-            put(&mut bytes, 48, &state.to_le_bytes());
-            assert_eq!(parse_bitmap(&bytes).unwrap().dirty.len(), 20);
+        for (at, value) in [(48, 2u32), (48, 4), (4, 3)] {
+            let mut doubtful = bytes.clone();
+            put(&mut doubtful, at, &value.to_le_bytes());
+            assert_eq!(parse_bitmap(&doubtful).unwrap().dirty.len(), 20);
         }
+        put(&mut bytes, 4, &6u32.to_le_bytes());
+        assert_eq!(parse_bitmap(&bytes), None);
+        put(&mut bytes, 4, &4u32.to_le_bytes());
         put(&mut bytes, 52, &0u32.to_le_bytes());
         assert_eq!(parse_bitmap(&bytes), None);
     }
 
     proptest! {
         #[test]
-        fn any_changed_word_of_a_superblock_is_noticed(at in 0usize..126, flip in 1u32..) {
+        fn any_changed_word_of_a_superblock_is_noticed(at in 0usize..126, flip in 1u32..u32::MAX) {
             let mut bytes = superblock(Uuid::from_u128(1));
             let word = u32_at(&bytes, at * 4).unwrap();
             put(&mut bytes, at * 4, &(word ^ flip).to_le_bytes());

@@ -5,6 +5,7 @@
 //! decides whether a write is lawful.
 
 use super::config::SimDrive;
+use super::state::Time;
 use crate::facts::{ALIGNMENT, Bitmap, DATA_OFFSET, EpochRecord, Extent, PartitionEntry, Superblock};
 use crate::id::PARTITION_TYPE;
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub(super) struct Drive {
     pub(super) home: Option<usize>,
     /// The partition table, when there is one.
     pub(super) table: Option<BTreeMap<u32, PartitionEntry>>,
+    /// When each of our entries was made: fresh ones may collide with a plan made just before.
+    pub(super) made_at: BTreeMap<u32, Time>,
     /// Why the whole drive is somebody else's.
     pub(super) foreign: Option<String>,
     /// Durable content by absolute block; absent is zero.
@@ -46,6 +49,7 @@ impl Drive {
             spec,
             home: Some(home),
             table: None,
+            made_at: BTreeMap::new(),
             foreign: None,
             blocks: BTreeMap::new(),
             cache: BTreeMap::new(),

@@ -16,6 +16,11 @@ use std::collections::BTreeSet;
 /// A GPT has this many entries (kernel.md section 5, point 6).
 const ENTRIES_MAX: u32 = 128;
 
+/// Whether a record says what the drive has already; the sequence is the writer's own business.
+fn same_record(wanted: &EpochRecord, there: &EpochRecord) -> bool {
+    EpochRecord { sequence: there.sequence, ..wanted.clone() } == *there
+}
+
 impl State {
     pub(super) fn op_label(&mut self, node: usize, op: &Op, id: &DriveId) -> Step {
         let Some(drive) = self.drive_at(node, id) else { return Step::fail(errno(op, id.to_string(), errno::ENOENT)) };
@@ -60,6 +65,8 @@ impl State {
             extent: *extent,
         };
         table.insert(number, entry);
+        let now = self.now;
+        self.drives[drive].made_at.insert(number, now);
         if half {
             return Step::fail(KernelError::retry(op.name(), id.to_string(), "table written, kernel not told"));
         }
@@ -116,7 +123,7 @@ impl State {
         let d = &self.drives[drive];
         let there = d.meta(extent.start);
         if let Some(old) = &there.record {
-            let same = EpochRecord { sequence: old.sequence, ..record.clone() } == *old;
+            let same = same_record(record, old);
             if same && d.data(extent, block_bytes, false).is_empty() && there.superblock.is_none() {
                 return Step::done(Changed::No);
             }
@@ -158,7 +165,7 @@ impl State {
         }
         let old = d.meta(extent.start).record;
         if let Some(old) = &old {
-            if EpochRecord { sequence: old.sequence, ..record.clone() } == *old {
+            if same_record(record, old) {
                 return Step::done(Changed::No);
             }
             if (old.epoch, old.generation) > (record.epoch, record.generation) {

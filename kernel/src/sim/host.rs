@@ -35,6 +35,12 @@ pub(super) struct Controller {
     pub(super) assoc: Assoc,
 }
 
+impl Controller {
+    pub(super) fn is_live(&self) -> bool {
+        self.path == Path::Live
+    }
+}
+
 /// A namespace's head: the block device that arrays hold.
 #[derive(Debug, Clone)]
 pub(super) struct Head {

@@ -92,7 +92,7 @@ impl State {
     fn op_delay(&self, node: usize, op: &Op) -> Duration {
         match op {
             Op::Connect { .. } => self.config.connect_latency,
-            Op::Disconnect { key } | Op::DropMember { key, .. } => self.delete_delay(node, *key),
+            Op::Disconnect { key } | Op::DropMember { key, .. } | Op::Abandon { key, .. } => self.delete_delay(node, *key),
             _ => Duration::ZERO,
         }
     }
@@ -166,6 +166,7 @@ impl State {
             Op::Connect { .. } => self.op_connect(node, &op),
             Op::Disconnect { key } => self.op_disconnect(node, &op, *key),
             Op::DropMember { .. } => self.op_drop_member(node, &op),
+            Op::Abandon { key, .. } => self.op_abandon(node, &op, *key),
             Op::CreateArray { .. } => self.op_create_array(node, &op, half),
             Op::AssembleArray { .. } => self.op_assemble(node, &op),
             Op::ActivateArray { volume } => self.op_activate(node, &op, *volume),

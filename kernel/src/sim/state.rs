@@ -17,7 +17,7 @@ use super::md::Array;
 use super::md::io::Io;
 use super::rng::Rng;
 use super::target::Subsystem;
-use super::workload::WriteRecord;
+use super::workload::{Caller, WriteRecord};
 use crate::facts::{Extent, Listen, Transport};
 use crate::hint::Hint;
 use crate::id::{BootId, DriveId, ExportKey, NodeName, ReplicaKey, VolumeId};
@@ -88,6 +88,8 @@ pub(super) struct State {
     pub(super) landings: BTreeMap<u64, Landing>,
     pub(super) arrays: BTreeMap<u64, Array>,
     pub(super) ios: BTreeMap<u64, Io>,
+    /// Applications that wait for a request, by its id.
+    pub(super) callers: BTreeMap<u64, Caller>,
     pub(super) jobs: BTreeMap<u64, Job>,
     /// Faults asked for by name, consumed by the operations they wait for.
     pub(super) planned: Vec<(usize, Planned)>,
@@ -115,6 +117,7 @@ impl State {
             landings: BTreeMap::new(),
             arrays: BTreeMap::new(),
             ios: BTreeMap::new(),
+            callers: BTreeMap::new(),
             jobs: BTreeMap::new(),
             planned: Vec::new(),
             violations: Vec::new(),

@@ -69,6 +69,9 @@ async fn rules_are_narrow_and_hanging_is_for_ever() {
     faults.inject(Fault::before_effect(Outcome::Status(500)).resource("volumes"));
     let status = w.volumes.patch_status("a", &params, &epoch(5)).await;
     assert_eq!(refusal(status).code, 500, "the plural covers the status");
+    faults.inject(Fault::before_effect(Outcome::Status(500)).name("b"));
+    w.volumes.get("a").await.unwrap();
+    assert_eq!(refusal(w.volumes.get("b").await).code, 500);
     faults.inject(Fault::before_effect(Outcome::Status(500)).verb(Verb::Watch));
     assert_eq!(refusal(w.volumes.watch(&WatchParams::default(), "0").await.map(|_| ())).code, 500);
 }
@@ -92,7 +95,7 @@ async fn a_cut_client_hangs_and_catches_up() {
     // A request given up on must not come back to life when the link does.
     assert!(timeout(Duration::from_secs(5), set_epoch(&node, 99)).await.is_err());
     w.store.faults().cut("node-a", false);
-    let late = request.await.unwrap().unwrap();
+    let late = timeout(Duration::from_secs(5), request).await.unwrap().unwrap().unwrap();
     assert_eq!((late.spec.epoch, stored_epoch(&w)), (3, 3));
     assert_eq!(next(&mut events).await, format!("MODIFIED a 2 n1 @{}", version(&made) + 1));
     assert_eq!(next(&mut events).await, format!("MODIFIED a 3 n1 @{}", version(&made) + 2));
@@ -212,4 +215,18 @@ async fn counters_and_the_change_log_name_the_clients() {
     assert_eq!(short, [("test", "a", false), ("node-a", "a", true)]);
     w.store.reset_counters();
     assert!(w.store.counters().requests.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_reader_is_woken_by_the_next_change() {
+    let w = world();
+    let made = w.create("a", 1, "n1").await;
+    let from = made.metadata.resource_version.clone().unwrap();
+    let mut events = watch(&w.volumes_of("node-a"), &WatchParams::default(), &from).await;
+    let start = tokio::time::Instant::now();
+    let reader = tokio::spawn(async move { next(&mut events).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    set_epoch(&w.volumes, 2).await.unwrap();
+    assert_eq!(reader.await.unwrap(), format!("MODIFIED a 2 n1 @{}", version(&made) + 1));
+    assert_eq!(start.elapsed().as_secs(), 1, "woken by the change, not by some timer");
 }

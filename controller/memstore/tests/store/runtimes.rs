@@ -47,7 +47,7 @@ async fn no_update_and_no_event_is_lost_between_threads() {
         let api = w.volumes_of(&format!("node-{node}"));
         tokio::spawn(async move { increment(&api, 25).await })
     });
-    for writer in join_all(writers).await {
+    for writer in tokio::time::timeout(Duration::from_secs(60), join_all(writers)).await.unwrap() {
         writer.unwrap();
     }
     let epochs = tokio::time::timeout(Duration::from_secs(30), watching).await.unwrap().unwrap();
@@ -78,7 +78,7 @@ async fn race() -> Vec<String> {
             }
         })
     });
-    for node in join_all(nodes).await {
+    for node in tokio::time::timeout(Duration::from_secs(600), join_all(nodes)).await.unwrap() {
         node.unwrap();
     }
     let log = w.store.changes_since(0).unwrap();

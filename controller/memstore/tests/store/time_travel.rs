@@ -37,6 +37,7 @@ async fn watches_end_and_one_from_the_future_stays_silent() {
     w.store.restore(&snapshot);
     assert_eq!(next(&mut events).await, "end");
     let mut resumed = watch(&w.volumes, &WatchParams::default(), &lost.to_string()).await;
+    nothing(&mut resumed).await;
     for epoch in [12, 13] {
         w.set_consumer("a", epoch, "n1").await;
     }

@@ -6,8 +6,8 @@
 mod pki;
 
 use crate::exec::{run, step, tail, wait_for};
-use crate::guest::free_port;
 use crate::paths::{Paths, make_dir};
+use crate::ports::free_port;
 use crate::process::Recorded;
 use crate::state;
 use crate::tools::{self, KubeTool};

@@ -7,6 +7,9 @@ use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::path::Path;
 
+/// Modules of older series that newer ones have as part of the kernel.
+const LIBRARY_SINCE_6_16: &[&str] = &["crc32c_generic"];
+
 /// Builds the archive from an unpacked tree whose modules are uncompressed.
 pub(super) fn build(tree: &Path, release: &str, modules: &[&str], init: &str) -> Result<Vec<u8>> {
     let base = tree.join("usr/lib/modules").join(release);
@@ -42,8 +45,7 @@ fn load_order(index: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>
     let mut order: Vec<String> = Vec::new();
     for module in wanted {
         let Some(path) = needs.keys().find(|path| module_name(path) == *module) else {
-            if builtin.lines().any(|path| module_name(path) == *module) || *module == "crc32c_generic" {
-                // crc32c_generic became part of the kernel's library in newer series.
+            if builtin.lines().any(|path| module_name(path) == *module) || LIBRARY_SINCE_6_16.contains(module) {
                 continue;
             }
             bail!("the kernel has no module {module}");

@@ -1,13 +1,24 @@
-//! Which kernel, and from which Debian suite.
+//! Which kernel, and how its files get into a guest's tree.
 //!
-//! Used by `image`. Never picks a kernel by itself: without a choice it is trixie's own 6.12.
+//! Used by `image`. Never picks a kernel by itself: without a choice it is trixie's own 6.12. The package is unpacked,
+//! not installed: backports keeps kernel packages of older series, but not all that they depend on.
 
+use crate::exec::{run, step};
 use crate::paths::Paths;
 use crate::tools::apt::Suites;
 use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-const RELEASE: &str = "trixie";
-const BACKPORTS: &str = "trixie-backports";
+/// Where kernels are looked for; other packages come from the first.
+const SUITES: &[&str] = &["trixie", "trixie-backports"];
+
+/// Drivers of hardware that no guest has; leaving them out halves the disk.
+const EXCLUDED: &[&str] = &["gpu", "media", "iio", "staging", "net/wireless", "net/ethernet", "usb", "input"];
+
+/// The directory link matters: the tree's /lib leads to /usr/lib, and some packages still say /lib.
+const UNPACK: &str = "package=$1 tree=$2; shift 2
+    dpkg-deb --fsys-tarfile \"$package\" | tar --extract --keep-directory-symlink --directory \"$tree\" \"$@\"";
 
 /// A kernel series such as `6.18`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,29 +38,33 @@ impl Choice {
 
     /// What the image key depends on.
     pub(crate) fn inputs(&self) -> String {
-        format!("{} {}", self.suites().join(","), self.series)
+        format!("{} {} {}", SUITES.join(","), self.series, EXCLUDED.join(","))
     }
 
-    /// The suites to install from; packages other than the kernel always come from the release.
-    pub(crate) fn suites(&self) -> Vec<&'static str> {
-        if self.is_stock() { vec![RELEASE] } else { vec![RELEASE, BACKPORTS] }
+    /// The newest kernel package of the series, downloaded.
+    pub(super) fn download(&self, paths: &Paths) -> Result<PathBuf> {
+        step(&format!("download a Linux {} package", self.series), || {
+            let suites = Suites::open(paths, SUITES)?;
+            suites.update()?;
+            let series = self.series.replace('.', "\\.");
+            let names = suites.search(&format!("^linux-image-{series}\\.[0-9]+\\+deb[0-9]+-amd64$"))?;
+            let package =
+                newest(&names).with_context(|| format!("{} have no kernel {}", SUITES.join(" and "), self.series))?;
+            suites.download(&package, &paths.rootfs())
+        })
     }
+}
 
-    /// The kernel's package name, looked up in the mirror's lists when it is not the release's own.
-    pub(crate) fn package(&self, paths: &Paths) -> Result<String> {
-        if self.is_stock() {
-            return Ok("linux-image-amd64".to_string());
-        }
-        let suites = Suites::open(paths, &[BACKPORTS])?;
-        suites.update()?;
-        let series = self.series.replace('.', "\\.");
-        let names = suites.search(&format!("^linux-image-{series}\\.[0-9]+\\+deb13-amd64$"))?;
-        newest(&names).with_context(|| format!("{BACKPORTS} has no linux-image of series {}", self.series))
-    }
-
-    fn is_stock(&self) -> bool {
-        self.series == "6.12"
-    }
+/// Unpacks a kernel package into the tree, without the drivers that no guest needs.
+pub(super) fn unpack(package: &Path, tree: &Path) -> Result<()> {
+    let excluded = EXCLUDED.iter().map(|dir| format!("--exclude=*/kernel/drivers/{dir}"));
+    run(Command::new("sh")
+        .args(["-c", UNPACK, "sh"])
+        .arg(package)
+        .arg(tree)
+        .args(excluded)
+        .args(["--exclude=*/kernel/sound", "--exclude=./usr/share"]))
+    .map(drop)
 }
 
 /// The name with the highest third number: `linux-image-6.18.15+deb13-amd64` over `6.18.9`.

@@ -1,7 +1,7 @@
 //! The guests' root disk: a Debian minbase with the stock kernel, made once and cached by the hash of its inputs.
 //!
 //! Called by `Lab::up`. Two stages, because they change at different speeds: the package archive (about 45 s) depends on
-//! suites and package names, the disk (seconds) on that and on the files of this directory. Never kept in git.
+//! package names only, the disk (seconds) on that, on the kernel and on the files of this directory. Never kept in git.
 
 mod initramfs;
 mod kernel;
@@ -89,19 +89,22 @@ impl Image {
 /// Makes the image for a kernel such as `6.12` or `6.18`, or takes it from the cache.
 pub fn ensure(paths: &Paths, kernel: &str) -> Result<Image> {
     let choice = Choice::parse(kernel)?;
-    let packages_key = digest(&[FORMAT, &choice.inputs(), &rootfs::inputs()]);
-    let key =
-        digest(&[&packages_key, INIT, INITRD_INIT, SSHD_CONFIG, &GUEST_MODULES.join(" "), &BOOT_MODULES.join(" ")]);
+    let packages_key = digest(&[FORMAT, &rootfs::inputs()]);
+    let modules = format!("{} {}", GUEST_MODULES.join(" "), BOOT_MODULES.join(" "));
+    let inputs = [&packages_key, &choice.inputs(), INIT, INITRD_INIT, SSHD_CONFIG, &modules, &rootfs::tree_inputs()];
+    let key = digest(&inputs);
     let image = Image::cached(paths, &key);
     if image.dir.join("release").is_file() {
         return Ok(image);
     }
-    let archive = rootfs::ensure(paths, &choice, &packages_key)?;
-    step(&format!("build root disk {key} (Linux {kernel})"), || build(paths, &archive, &image))?;
+    let archive = rootfs::ensure(paths, &packages_key)?;
+    let package = choice.download(paths)?;
+    step(&format!("build root disk {key} (Linux {kernel})"), || build(paths, &archive, &package, &image))?;
+    std::fs::remove_file(&package).context("remove the unpacked kernel package")?;
     Ok(image)
 }
 
-fn build(paths: &Paths, archive: &Path, image: &Image) -> Result<()> {
+fn build(paths: &Paths, archive: &Path, package: &Path, image: &Image) -> Result<()> {
     let work = paths.images().join(format!("{}.part", image.key));
     if work.exists() {
         std::fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
@@ -109,6 +112,7 @@ fn build(paths: &Paths, archive: &Path, image: &Image) -> Result<()> {
     let tree = work.join("tree");
     make_dir(&tree)?;
     run(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(&tree))?;
+    kernel::unpack(package, &tree)?;
     let release = release_in(&tree)?;
     let moved = |from: &Path, to: &str| {
         std::fs::rename(from, work.join(to)).with_context(|| format!("take {} out of the tree", from.display()))

@@ -72,6 +72,17 @@ impl Suites {
         run_logged(&mut command, &self.dir.join("install.log"))
     }
 
+    /// Downloads one package's file into a directory and returns its path. Needs none of what the package depends on.
+    pub(crate) fn download(&self, package: &str, dir: &Path) -> Result<PathBuf> {
+        make_dir(dir)?;
+        let mut command = apt_get();
+        run(self.private(&mut command).current_dir(dir).args(["download", package]))?;
+        let entries = std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
+        let prefix = format!("{package}_");
+        let found = entries.flatten().find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        found.map(|entry| entry.path()).with_context(|| format!("apt-get downloaded no file of {package}"))
+    }
+
     /// Package names that match a regular expression.
     pub(crate) fn search(&self, expression: &str) -> Result<Vec<String>> {
         let mut command = Command::new("apt-cache");

@@ -40,6 +40,11 @@ pub fn ensure_control_plane(paths: &Paths) -> Result<()> {
     kube::ensure(paths, &[KubeTool::Apiserver, KubeTool::Kubectl]).map(drop)
 }
 
+/// Installs Debian packages of the machine's own suite: what builds and other tests need.
+pub fn install(packages: &[&str]) -> Result<()> {
+    apt::install(packages)
+}
+
 /// The path of one Kubernetes program, building it when the cache lacks it.
 pub fn kube_tool(paths: &Paths, tool: KubeTool) -> Result<PathBuf> {
     kube::ensure(paths, &[tool])?;

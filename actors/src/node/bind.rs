@@ -1,0 +1,71 @@
+//! What CSI's publish and unpublish do at a path: bind mounts, from kernel facts alone.
+//!
+//! No actor keeps these: a bind mount belongs to a pod, and kubelet asks again until it is as it should be.
+
+use super::messages::{Bound, Mounted};
+use crate::env::Env;
+use crate::events::Audit;
+use crate::failure::Failure;
+use meshstor_kernel::id::VolumeId;
+use meshstor_kernel::ops::{Changed, Op};
+use meshstor_plan::Step;
+
+const KIND: &str = "bind";
+
+/// Binds the volume staged at `source` to `target`; a dead or differently made bind there is made anew.
+pub async fn bind(
+    env: &Env,
+    volume: VolumeId,
+    source: String,
+    target: String,
+    read_only: bool,
+) -> Result<Bound, Failure> {
+    let staged = env.kernel.mount_at(&source).await?;
+    if !staged.is_some_and(|mount| mount.alive && mount.volume == Some(volume)) {
+        return Ok(Bound::NotStaged);
+    }
+    if let Some(mount) = env.kernel.mount_at(&target).await? {
+        match mount.volume {
+            Some(at) if at == volume && mount.alive && mount.read_only == read_only => return Ok(Bound::Done),
+            Some(at) if at == volume => {
+                apply(env, &target, Op::Unmount { target: target.clone(), lazy: !mount.alive }).await?;
+            }
+            _ => return Ok(Bound::Occupied(mount.source)),
+        }
+    }
+    apply(env, &target, Op::BindMount { source, target: target.clone(), read_only }).await?;
+    Ok(Bound::Done)
+}
+
+/// Unmounts what is at `target` if it is ours, and removes the empty directory.
+pub async fn unbind(env: &Env, target: String) -> Result<(), Failure> {
+    let mount = env.kernel.mount_at(&target).await?;
+    let foreign = mount.as_ref().is_some_and(|mount| mount.volume.is_none() && mount.alive);
+    if foreign {
+        tracing::warn!(target, "what is mounted there is not ours: left alone");
+        return Ok(());
+    }
+    let lazy = mount.is_some_and(|mount| !mount.alive);
+    apply(env, &target, Op::Unmount { target: target.clone(), lazy }).await.map(|_| ())
+}
+
+/// What of ours is mounted at a path.
+pub async fn mounted(env: &Env, path: String) -> Result<Option<Mounted>, Failure> {
+    let Some(mount) = env.kernel.mount_at(&path).await? else { return Ok(None) };
+    let Some(volume) = mount.volume else { return Ok(None) };
+    let array = env.kernel.array(volume).await?;
+    let size_bytes = array.map_or(0, |array| array.size_bytes);
+    Ok(Some(Mounted { volume, alive: mount.alive, size_bytes, view: None }))
+}
+
+async fn apply(env: &Env, key: &str, op: Op) -> Result<Changed, Failure> {
+    let limit = op.deadline();
+    let step = Step::Kernel(op);
+    let audit = Audit::begin(KIND, key, &step);
+    let result = match tokio::time::timeout(limit, env.apply_to_kernel(&step)).await {
+        Ok(result) => result,
+        Err(_elapsed) => Err(Failure::TimedOut { what: step.to_string(), after: limit }),
+    };
+    audit.end(&result);
+    result
+}

@@ -1,0 +1,293 @@
+//! Volumes that this node has staged, is staging or letting go: who has to want what, in which order, and what those who
+//! wait get to see.
+//!
+//! ```text
+//!  stage:    array wants `staged` ─ record ─▶ connections want its exports        file system wants its target
+//!  unstage:  file system wants none ─ready─▶ array wants not staged ─released─▶ connections want none ─▶ forgotten
+//! ```
+//!
+//! It decides nothing about data: each actor's plan does. What is here survives a restart because it is found again in
+//! the kernel.
+
+use super::NodeActor;
+use super::report;
+use super::survey::Survey;
+use crate::sources::{Sources, Watching};
+use crate::status::Object;
+use meshstor_kernel::Class;
+use meshstor_kernel::id::{ReplicaId, ReplicaKey, VolumeId};
+use meshstor_plan::Reason;
+use meshstor_plan::array::{ArrayPhase, ArrayWish};
+use meshstor_plan::connection::ConnectionWish;
+use meshstor_plan::record::VolumeRecord;
+use meshstor_plan::stage::StageWish;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::sync::watch;
+
+/// How a volume is on this node, for those who wait for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeView {
+    /// Rises whenever something else is wanted of the volume.
+    pub wish: u64,
+    /// How far it is.
+    pub state: VolumeState,
+    /// What it waits for, and whether trying again can help.
+    pub waits: Option<(Reason, Class)>,
+}
+
+/// How far a volume is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeState {
+    /// On its way up.
+    Staging,
+    /// Mounted here, and alive.
+    Staged(String),
+    /// On its way down.
+    Releasing,
+    /// This node holds nothing of it any more.
+    Gone,
+}
+
+/// A volume of this node.
+pub(super) struct Staged {
+    name: String,
+    wish: u64,
+    going: Going,
+    view: watch::Sender<VolumeView>,
+    wired: Option<VolumeRecord>,
+    connections: BTreeSet<ReplicaKey>,
+    copies: Watching,
+}
+
+impl Staged {
+    /// How it is.
+    pub(super) fn view(&self) -> VolumeView {
+        self.view.borrow().clone()
+    }
+
+    /// Its object's name has become known.
+    pub(super) fn rename(&mut self, name: &str, sources: &Sources) {
+        if self.name != name {
+            self.name = name.to_string();
+            self.copies = sources.watch_copies(name);
+        }
+    }
+}
+
+/// Where a volume is going.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Going {
+    /// Mounted here; `None`: found running without a mount, kept running.
+    Up(Option<String>),
+    /// Away; whether the file system's end is waited for before the array may stop.
+    Down,
+}
+
+impl NodeActor {
+    /// Takes up what was found in the kernel: a restart of this agent changes nothing.
+    pub(super) fn adopt(&mut self, survey: &Survey) {
+        for (volume, found) in &survey.volumes {
+            if let Some(name) = &found.name {
+                self.env.book.borrow_mut().volumes.entry(*volume).or_insert_with(|| name.clone());
+            }
+            if self.volumes.contains_key(volume) || !(found.array || found.connected) {
+                continue;
+            }
+            let target = found.staging_target();
+            tracing::info!(%volume, name = found.name, array = found.array, target, "found in the kernel");
+            let name = found.name.clone().unwrap_or_else(|| volume.to_string());
+            if found.array {
+                self.bring_up(&name, *volume, target);
+            } else {
+                // Connections that nothing uses: what is left of a half-done stage or unstage.
+                self.let_go(&name, *volume);
+            }
+        }
+    }
+
+    /// Wants a volume mounted at `target`, or at least its array running.
+    pub(super) fn bring_up(
+        &mut self,
+        name: &str,
+        volume: VolumeId,
+        target: Option<String>,
+    ) -> watch::Receiver<VolumeView> {
+        let going = Going::Up(target.clone());
+        self.head_for(name, volume, going);
+        self.arrays.want(&volume, Some(ArrayWish { volume, staged: true }));
+        if target.is_some() {
+            self.stages.want(&volume, Some(StageWish { volume, target }));
+        }
+        self.advance(volume)
+    }
+
+    /// Wants a volume gone from this node.
+    pub(super) fn let_go(&mut self, name: &str, volume: VolumeId) -> watch::Receiver<VolumeView> {
+        self.head_for(name, volume, Going::Down);
+        self.stages.want(&volume, Some(StageWish { volume, target: None }));
+        if !self.arrays.contains(&volume) {
+            // It has to be there to say that it is released; it waits until the file system is unmounted.
+            self.arrays.want(&volume, None);
+        }
+        self.advance(volume)
+    }
+
+    fn head_for(&mut self, name: &str, volume: VolumeId, going: Going) {
+        if name != volume.to_string() {
+            self.env.book.borrow_mut().volumes.insert(volume, name.to_string());
+        }
+        if let Some(staged) = self.volumes.get_mut(&volume) {
+            if staged.going != going {
+                staged.going = going;
+                staged.wish += 1;
+            }
+            return;
+        }
+        let view = VolumeView { wish: 1, state: VolumeState::Staging, waits: None };
+        let staged = Staged {
+            name: name.to_string(),
+            wish: 1,
+            going,
+            view: watch::Sender::new(view),
+            wired: None,
+            connections: BTreeSet::new(),
+            copies: self.sources.watch_copies(name),
+        };
+        self.volumes.insert(volume, staged);
+    }
+
+    /// Does what follows from the present reports of a volume's actors, and shows how far it is.
+    pub(super) fn advance(&mut self, volume: VolumeId) -> watch::Receiver<VolumeView> {
+        self.wire(volume);
+        let down = matches!(self.volumes.get(&volume).map(|s| &s.going), Some(Going::Down));
+        let (state, waits) = if down { self.advance_down(volume) } else { self.look_up(volume) };
+        let Some(staged) = self.volumes.get(&volume) else { return gone() };
+        let view = VolumeView { wish: staged.wish, state, waits };
+        let receiver = staged.view.subscribe();
+        let finished = view.state == VolumeState::Gone;
+        staged.view.send_if_modified(|now| std::mem::replace(now, view.clone()) != view);
+        self.report_volume(volume);
+        if finished && self.quiet(volume) {
+            self.forget_volume(volume);
+        }
+        receiver
+    }
+
+    fn look_up(&self, volume: VolumeId) -> (VolumeState, Option<(Reason, Class)>) {
+        let target = match self.volumes.get(&volume).map(|staged| &staged.going) {
+            Some(Going::Up(target)) => target.clone(),
+            _ => None,
+        };
+        let stage = self.stages.current(&volume);
+        let mounted = stage.as_ref().is_some_and(|stage| stage.failing.is_none() && stage.status.ready);
+        if let (true, Some(target)) = (mounted, target) {
+            return (VolumeState::Staged(target), None);
+        }
+        let array = self.arrays.current(&volume);
+        let of_array = array.filter(|a| a.failing.is_some() || a.status.phase != ArrayPhase::Active);
+        let of_array = of_array.and_then(|a| match a.failing {
+            Some(failing) => Some((failing.reason, failing.class)),
+            None => a.status.reason.map(|reason| (reason, Class::Wait)),
+        });
+        let of_stage = stage.and_then(|s| match s.failing {
+            Some(failing) => Some((failing.reason, failing.class)),
+            None => s.status.reason.map(|reason| (reason, Class::Wait)),
+        });
+        (VolumeState::Staging, of_array.or(of_stage))
+    }
+
+    fn advance_down(&mut self, volume: VolumeId) -> (VolumeState, Option<(Reason, Class)>) {
+        let Some(stage) = self.stages.current(&volume) else { return (VolumeState::Releasing, None) };
+        if let Some(failing) = stage.failing {
+            return (VolumeState::Releasing, Some((failing.reason, failing.class)));
+        }
+        if !stage.status.ready {
+            return (VolumeState::Releasing, stage.status.reason.map(|reason| (reason, Class::Wait)));
+        }
+        self.arrays.want(&volume, Some(ArrayWish { volume, staged: false }));
+        match self.arrays.current(&volume) {
+            Some(array) if array.status.phase == ArrayPhase::Released => (VolumeState::Gone, None),
+            Some(array) => {
+                let failing = array.failing.map(|failing| (failing.reason, failing.class));
+                (VolumeState::Releasing, failing.or(array.status.reason.map(|reason| (reason, Class::Wait))))
+            }
+            None => (VolumeState::Releasing, Some((Reason::Releasing, Class::Wait))),
+        }
+    }
+
+    /// Passes the record's exports on to the connections.
+    fn wire(&mut self, volume: VolumeId) {
+        let record = self.env.last_record(volume);
+        let Some(staged) = self.volumes.get_mut(&volume) else { return };
+        let up = matches!(staged.going, Going::Up(_));
+        let mine = record.as_ref().is_some_and(|record| record.consumer.as_ref() == Some(&self.env.me));
+        let mut wanted: BTreeMap<ReplicaKey, ConnectionWish> = BTreeMap::new();
+        let wish = |replica, export| ConnectionWish { replica, me: self.env.me.clone(), export };
+        for key in &staged.connections {
+            wanted.insert(*key, wish(*key, None));
+        }
+        match &record {
+            Some(record) if up && mine => {
+                let remote = |replica: &ReplicaId| {
+                    let there = record.replicas.get(replica).is_some_and(|r| r.node != self.env.me);
+                    let usable = record.usable_export(*replica).filter(|(_, export)| !export.listen.is_empty());
+                    there.then(|| (record.key(*replica), usable.map(|(key, export)| (key, export.listen.clone()))))
+                };
+                for (key, export) in record.replicas.keys().filter_map(remote) {
+                    wanted.insert(key, wish(key, export));
+                }
+            }
+            // Never read since the start: whatever is connected stays as it is.
+            None if up => return,
+            _ => {}
+        }
+        staged.wired = record;
+        staged.connections = wanted.keys().copied().collect();
+        for (key, wish) in wanted {
+            self.connections.want(&key, Some(wish));
+        }
+    }
+
+    /// Volumes whose record was read anew since their connections were wired.
+    pub(super) fn rewired(&self) -> Vec<VolumeId> {
+        let changed = |(volume, staged): &(&VolumeId, &Staged)| self.env.last_record(**volume) != staged.wired;
+        self.volumes.iter().filter(changed).map(|(volume, _)| *volume).collect()
+    }
+
+    fn report_volume(&mut self, volume: VolumeId) {
+        let Some(staged) = self.volumes.get(&volume) else { return };
+        let mine = staged.wired.as_ref().is_some_and(|record| record.consumer.as_ref() == Some(&self.env.me));
+        let object = Object::Volume(staged.name.clone());
+        let array = self.arrays.report(&volume);
+        let put = array.and_then(|array| report::volume(&array, self.stages.report(&volume).as_ref()));
+        match put {
+            Some(put) if mine => {
+                self.board.put(object, put);
+            }
+            _ => self.board.forget(&object),
+        }
+    }
+
+    /// Whether nothing of a volume that was let go has still to be done: the record says so, and no connection is left.
+    fn quiet(&self, volume: VolumeId) -> bool {
+        let recorded = self.arrays.current(&volume).is_some_and(|array| array.failing.is_none());
+        let keys = self.connections.keys().filter(|key| key.volume == volume);
+        let parted = |key: &ReplicaKey| self.connections.current(key).is_some_and(|c| c.failing.is_none());
+        self.env.server.reachable() && recorded && keys.into_iter().all(parted)
+    }
+
+    fn forget_volume(&mut self, volume: VolumeId) {
+        let keys: Vec<ReplicaKey> = self.connections.keys().filter(|key| key.volume == volume).copied().collect();
+        keys.iter().for_each(|key| self.connections.retire(key));
+        self.stages.retire(&volume);
+        self.arrays.retire(&volume);
+        // What is on the board is still written: it says that the array is stopped.
+        self.volumes.remove(&volume);
+        self.env.forget(volume);
+    }
+}
+
+/// A view of a volume that this node holds nothing of.
+fn gone() -> watch::Receiver<VolumeView> {
+    watch::channel(VolumeView { wish: 0, state: VolumeState::Gone, waits: None }).1
+}

@@ -1,0 +1,141 @@
+//! One volume's array on its consumer: the record by quorum, MD's facts, every device that is or may become a member,
+//! and what those devices say of themselves where the plan has to know.
+
+use crate::env::{Env, Reading};
+use crate::failure::Failure;
+use crate::shell::World;
+use meshstor_api::MeshStorVolume;
+use meshstor_kernel::KernelError;
+use meshstor_kernel::facts::{ConnectionFact, PartitionFact};
+use meshstor_kernel::id::{ExportKey, ReplicaKey, VolumeId};
+use meshstor_kernel::ops::Changed;
+use meshstor_plan::Step;
+use meshstor_plan::array::{Array, ArrayLook, ArrayWish, Candidate, probes};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The world of one volume's array.
+pub struct ArrayWorld {
+    env: Rc<Env>,
+    volume: VolumeId,
+    /// The object that the last look was made on: compare-and-swaps are drafted against it.
+    stored: RefCell<Option<MeshStorVolume>>,
+    /// Since when the array is wanted and not there.
+    waiting_since: Cell<Option<Instant>>,
+}
+
+impl ArrayWorld {
+    /// Of this volume.
+    pub fn new(env: Rc<Env>, volume: VolumeId) -> Self {
+        ArrayWorld { env, volume, stored: RefCell::default(), waiting_since: Cell::default() }
+    }
+
+    async fn candidates(
+        &self,
+        connections: &BTreeMap<ExportKey, ConnectionFact>,
+    ) -> Result<BTreeMap<ExportKey, Candidate>, KernelError> {
+        let mut candidates: BTreeMap<ExportKey, Candidate> =
+            connections.iter().filter_map(|(key, connection)| Some((*key, remote(connection)?))).collect();
+        let local = self.env.book.borrow().local(self.volume);
+        for key in local {
+            let partition = self.env.kernel.partition(key).await?;
+            candidates.extend(partition.as_ref().and_then(|partition| own(key, partition)));
+        }
+        Ok(candidates)
+    }
+
+    /// How long the array has been wanted without being there.
+    fn waiting_for(&self, wanted: bool, running: bool) -> Duration {
+        if !wanted || running {
+            self.waiting_since.set(None);
+            return Duration::ZERO;
+        }
+        let since = self.waiting_since.get().unwrap_or_else(Instant::now);
+        self.waiting_since.set(Some(since));
+        since.elapsed()
+    }
+
+    /// Reads what the devices say of themselves. One that cannot be read is one that says nothing.
+    async fn probe(&self, look: &mut ArrayLook) {
+        let wanted = probes(look);
+        let reads = wanted.iter().filter_map(|(key, data_too)| {
+            let path = look.candidates.get(key)?.path.clone();
+            Some(async move { (*key, self.env.kernel.probe(&path, *data_too).await, path) })
+        });
+        let reads: Vec<_> = reads.collect();
+        for (key, result, path) in futures::future::join_all(reads).await {
+            match (result, look.candidates.get_mut(&key)) {
+                (Ok(probe), Some(candidate)) => candidate.probe = Some(probe),
+                (Ok(_), None) => {}
+                (Err(error), _) => tracing::debug!(%key, path, %error, "a member could not be read"),
+            }
+        }
+    }
+
+    /// Does a compare-and-swap drafted against the object of the last look.
+    pub async fn apply_to_record(&self, op: &meshstor_plan::record::RecordOp) -> Result<Changed, Failure> {
+        let stored = self.stored.borrow().clone();
+        match stored {
+            Some(stored) => self.env.server.compare_and_swap(op, &stored).await,
+            None => Err(Failure::Raced { what: op.to_string() }),
+        }
+    }
+}
+
+/// The head of a connection as a member to be.
+fn remote(connection: &ConnectionFact) -> Option<Candidate> {
+    let head = connection.head.as_ref()?;
+    Some(Candidate { component: head.name.clone(), path: head.path.clone(), local: false, probe: None })
+}
+
+/// This node's own partition as a member to be, under the life that its drive's record names.
+fn own(key: ReplicaKey, partition: &PartitionFact) -> Option<(ExportKey, Candidate)> {
+    let record = partition.record.as_ref()?;
+    let path = partition.path.clone()?;
+    let component = path.rsplit('/').next()?.to_string();
+    let life = ExportKey { replica: key, epoch: record.epoch, generation: record.generation };
+    Some((life, Candidate { component, path, local: true, probe: None }))
+}
+
+impl World<Array> for ArrayWorld {
+    async fn observe(&self, wish: Option<&ArrayWish>) -> Result<ArrayLook, Failure> {
+        let kernel = &self.env.kernel;
+        // The record first: what the kernel shows is then not older than what it is compared with.
+        let Reading { look: record, stored } = self.env.read_record(self.volume).await;
+        self.stored.replace(stored);
+        let node = self.env.node().await?;
+        let connections = kernel.connections(self.volume).await?;
+        let candidates = self.candidates(&connections).await?;
+        let array = kernel.array(self.volume).await?;
+        let staged = wish.is_some_and(|wish| wish.staged);
+        let live_mounts = match array {
+            Some(_) => kernel.filesystem(self.volume).await?.mounts,
+            None => BTreeMap::new(),
+        };
+        let waiting_for = self.waiting_for(staged, array.is_some());
+        let mut look = ArrayLook {
+            me: self.env.me.clone(),
+            boot: node.boot,
+            record,
+            array,
+            candidates,
+            connections,
+            live_mounts: live_mounts.into_iter().filter(|(_, alive)| *alive).map(|(target, _)| target).collect(),
+            waiting_for,
+        };
+        if staged {
+            self.probe(&mut look).await;
+        }
+        Ok(look)
+    }
+
+    async fn apply(&self, step: &Step) -> Result<Changed, Failure> {
+        match step {
+            Step::Kernel(op) => Ok(self.env.kernel.apply(op).await?),
+            Step::Record(op) => self.apply_to_record(op).await,
+        }
+    }
+}

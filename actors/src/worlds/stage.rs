@@ -1,0 +1,79 @@
+//! One volume's file system on its consumer: mounts, the array as its own plan sees it now, and proofs of blankness
+//! while nothing was ever made.
+//!
+//! What is mounted where it should be, or is to be mounted nowhere, needs neither record nor array: a healthy volume
+//! costs the API server nothing here, and an unstage works from kernel facts alone (K4).
+
+use crate::env::Env;
+use crate::failure::Failure;
+use crate::shell::World;
+use crate::worlds::array::ArrayWorld;
+use meshstor_kernel::facts::{BlankData, FsFact};
+use meshstor_kernel::id::VolumeId;
+use meshstor_kernel::ops::Changed;
+use meshstor_plan::array::{Array, ArrayLook, ArrayReport, ArrayWish, RecordLook};
+use meshstor_plan::record::FormatRecord;
+use meshstor_plan::stage::{Stage, StageLook, StageWish};
+use meshstor_plan::{Machine, Step};
+use std::rc::Rc;
+
+/// The world of one volume's file system.
+pub struct StageWorld {
+    env: Rc<Env>,
+    volume: VolumeId,
+    array: ArrayWorld,
+}
+
+impl StageWorld {
+    /// Of this volume.
+    pub fn new(env: Rc<Env>, volume: VolumeId) -> Self {
+        StageWorld { array: ArrayWorld::new(Rc::clone(&env), volume), env, volume }
+    }
+
+    /// Proofs of blankness of active members, each read from the member itself.
+    async fn blank(&self, look: &ArrayLook) -> Vec<BlankData> {
+        let RecordLook::Fresh(record) = &look.record else { return Vec::new() };
+        if record.format == FormatRecord::Done {
+            return Vec::new();
+        }
+        let active = |component: &str| {
+            look.array.as_ref().and_then(|a| a.members.get(component)).is_some_and(|member| member.in_sync())
+        };
+        let members = look.candidates.values().filter(|candidate| active(&candidate.component));
+        let reads = members.map(|candidate| self.env.kernel.probe(&candidate.path, true));
+        let probes = futures::future::join_all(reads.collect::<Vec<_>>()).await;
+        probes.into_iter().filter_map(|probe| probe.ok()?.blank).collect()
+    }
+}
+
+/// Nothing about the array and the record is needed for the decision.
+fn settled(wish: Option<&StageWish>, fs: &FsFact) -> bool {
+    match wish {
+        Some(StageWish { target: Some(target), .. }) => fs.mounts.get(target) == Some(&true),
+        Some(StageWish { target: None, .. }) | None => true,
+    }
+}
+
+impl World<Stage> for StageWorld {
+    async fn observe(&self, wish: Option<&StageWish>) -> Result<StageLook, Failure> {
+        let fs = self.env.kernel.filesystem(self.volume).await?;
+        if settled(wish, &fs) {
+            let record = RecordLook::Unreachable;
+            return Ok(StageLook { record, array: ArrayReport::default(), fs, blank: Vec::new() });
+        }
+        let staged = ArrayWish { volume: self.volume, staged: true };
+        let look = self.array.observe(Some(&staged)).await?;
+        let array = Array::plan(Some(&staged), &look).status;
+        let blank = self.blank(&look).await;
+        // Read after the array was seen active: a file system on an array that was not is none.
+        let fs = self.env.kernel.filesystem(self.volume).await?;
+        Ok(StageLook { record: look.record, array, fs, blank })
+    }
+
+    async fn apply(&self, step: &Step) -> Result<Changed, Failure> {
+        match step {
+            Step::Kernel(op) => Ok(self.env.kernel.apply(op).await?),
+            Step::Record(op) => self.array.apply_to_record(op).await,
+        }
+    }
+}

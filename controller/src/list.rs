@@ -1,0 +1,184 @@
+//! What volumes there are and what room is left: ListVolumes, ControllerGetVolume, ValidateVolumeCapabilities, GetCapacity.
+//!
+//! Called by the CSI service; CreateVolume describes its answer with it. Only reads.
+
+use crate::Context;
+use crate::create;
+use crate::decide::{self, Recorded};
+use crate::error::ControlError;
+use crate::names;
+use crate::offers;
+use meshstor_api::convert;
+use meshstor_api::node::MeshStorNode;
+use meshstor_api::replica::MeshStorReplica;
+use meshstor_api::volume::{LocalCopy, MeshStorVolume};
+use meshstor_csi::proto;
+use meshstor_csi::request::{
+    GetCapacity, ListVolumes, Place, TopologyRequirement, ValidateVolumeCapabilities, VolumeParameters,
+};
+use meshstor_plan::placement::{self, Request};
+use std::collections::BTreeMap;
+use tonic::{Code, Status};
+
+/// Fabric of each node, by name.
+type Fabrics = BTreeMap<String, String>;
+
+/// Where nodes are, as they stand now.
+async fn fabrics(context: &Context) -> Result<Fabrics, ControlError> {
+    let nodes = context.writer.list::<MeshStorNode>().await?;
+    Ok(nodes.iter().map(|node| (node.metadata.name.clone().unwrap_or_default(), offers::fabric(node))).collect())
+}
+
+/// A volume as CSI describes it.
+pub(crate) async fn describe(
+    context: &Context,
+    volume: &MeshStorVolume,
+    replicas: &[MeshStorReplica],
+) -> Result<proto::Volume, ControlError> {
+    Ok(described(volume, replicas, &fabrics(context).await?))
+}
+
+fn described(volume: &MeshStorVolume, replicas: &[MeshStorReplica], fabrics: &Fabrics) -> proto::Volume {
+    let copies = replicas.iter().filter(|replica| decide::belongs(volume, replica) && replica.spec.tombstone.is_none());
+    let places = copies.filter_map(|replica| {
+        let node = replica.spec.node.clone();
+        let fabric = fabrics.get(&node)?.clone();
+        Some(Place { node: Some(node), fabric: Some(fabric) })
+    });
+    let mut places: Vec<Place> = places.collect();
+    if volume.spec.local_copy != LocalCopy::Required {
+        // Reachable from everywhere on the fabric; all copies are on one.
+        places.truncate(1);
+        places.iter_mut().for_each(|place| place.node = None);
+    }
+    proto::Volume {
+        capacity_bytes: signed(volume.spec.size_bytes),
+        volume_id: volume.metadata.name.clone().unwrap_or_default(),
+        accessible_topology: places.iter().map(Place::to_proto).collect(),
+        ..proto::Volume::default()
+    }
+}
+
+/// CSI counts in signed numbers.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// One page of all volumes whose creation is finished.
+pub(crate) async fn volumes(context: &Context, request: &ListVolumes) -> Result<proto::ListVolumesResponse, Status> {
+    let (mut volumes, replicas, fabrics) = futures::try_join!(
+        context.writer.list::<MeshStorVolume>(),
+        context.writer.list::<MeshStorReplica>(),
+        fabrics(context)
+    )?;
+    // Before it is recorded nobody was told that the volume exists.
+    volumes.retain(|volume| {
+        volume.spec.attachment.epoch > 0 || volume.status.as_ref().is_some_and(|status| status.in_sync.is_some())
+    });
+    let name = |volume: &MeshStorVolume| volume.metadata.name.clone().unwrap_or_default();
+    volumes.sort_by_key(name);
+    let named: Vec<(String, MeshStorVolume)> = volumes.into_iter().map(|volume| (name(&volume), volume)).collect();
+    let (page, next) = request.page(&named, |(name, _)| name.as_str());
+    let mut copies: BTreeMap<String, Vec<MeshStorReplica>> = BTreeMap::new();
+    for replica in replicas {
+        copies.entry(replica.spec.volume.clone()).or_default().push(replica);
+    }
+    let entry = |(name, volume): &(String, MeshStorVolume)| proto::list_volumes_response::Entry {
+        volume: Some(described(volume, copies.get(name).map(Vec::as_slice).unwrap_or_default(), &fabrics)),
+        status: Some(proto::list_volumes_response::VolumeStatus {
+            published_node_ids: volume.spec.attachment.consumer.iter().cloned().collect(),
+            volume_condition: Some(condition(volume)),
+        }),
+    };
+    Ok(proto::ListVolumesResponse {
+        entries: page.iter().map(entry).collect(),
+        next_token: next.map(|token| token.to_string()).unwrap_or_default(),
+    })
+}
+
+/// One volume.
+pub(crate) async fn volume(context: &Context, name: &str) -> Result<proto::ControllerGetVolumeResponse, Status> {
+    let (volume, replicas) = existing(context, name).await?;
+    Ok(proto::ControllerGetVolumeResponse {
+        volume: Some(describe(context, &volume, &replicas).await?),
+        status: Some(proto::controller_get_volume_response::VolumeStatus {
+            published_node_ids: volume.spec.attachment.consumer.iter().cloned().collect(),
+            volume_condition: Some(condition(&volume)),
+        }),
+    })
+}
+
+async fn existing(context: &Context, name: &str) -> Result<(MeshStorVolume, Vec<MeshStorReplica>), Status> {
+    let found = if names::is_object_name(name) { context.writer.look(name).await? } else { None };
+    found.ok_or_else(|| Status::not_found(format!("volume_id is {name:?}: there is no such volume")))
+}
+
+/// The health that the volume's own summary says.
+fn condition(volume: &MeshStorVolume) -> proto::VolumeCondition {
+    let conditions = volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    match conditions.iter().find(|condition| condition.type_ == "Ready") {
+        Some(ready) => {
+            let message = format!("{}: {}", ready.reason, ready.message);
+            proto::VolumeCondition { abnormal: ready.status != "True", message }
+        }
+        None => proto::VolumeCondition { abnormal: false, message: "no summary was reported yet".to_string() },
+    }
+}
+
+/// Whether a volume can be used in certain ways.
+pub(crate) async fn validate(
+    context: &Context,
+    request: &ValidateVolumeCapabilities,
+    message: proto::ValidateVolumeCapabilitiesRequest,
+) -> Result<proto::ValidateVolumeCapabilitiesResponse, Status> {
+    let (volume, replicas) = existing(context, &request.volume_id).await?;
+    let no = |why: String| Ok(proto::ValidateVolumeCapabilitiesResponse { confirmed: None, message: why });
+    if let Err(why) = &request.verdict {
+        return no(why.clone());
+    }
+    let record = convert::volume_record(&volume, &replicas, context.writer.cluster().await?);
+    if let Recorded::Lost(reason) = decide::recorded(&record.map_err(ControlError::from)?) {
+        return no(reason.to_string());
+    }
+    if !message.parameters.is_empty() {
+        let parameters = VolumeParameters::parse(&message.parameters)?;
+        if let Some(why) = create::differing(&parameters, &volume.spec) {
+            return no(why);
+        }
+    }
+    let confirmed = proto::validate_volume_capabilities_response::Confirmed {
+        volume_context: message.volume_context,
+        volume_capabilities: message.volume_capabilities,
+        parameters: message.parameters,
+        ..Default::default()
+    };
+    Ok(proto::ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
+}
+
+/// The largest volume that CreateVolume would make for a pod at this place (K11).
+pub(crate) async fn capacity(context: &Context, request: &GetCapacity) -> Result<proto::GetCapacityResponse, Status> {
+    let offers = offers::read(context).await?;
+    let here: Vec<Place> = request.place.iter().cloned().collect();
+    let topology = TopologyRequirement { requisite: here.clone(), preferred: here };
+    let parameters = &request.parameters;
+    let (local, fabrics) = offers::wish(parameters.local_copy, &topology, &offers);
+    let wanted = Request {
+        copies: parameters.replica_count.into(),
+        partition_bytes: 0,
+        sector_bytes: parameters.sector_size.bytes(),
+        local,
+        fabrics,
+        excluded: BTreeMap::new(),
+    };
+    let bytes = signed(placement::largest(&offers, &wanted));
+    Ok(proto::GetCapacityResponse {
+        available_capacity: bytes,
+        maximum_volume_size: Some(bytes),
+        minimum_volume_size: Some(signed(meshstor_csi::request::BYTES_MIN)),
+    })
+}
+
+/// What this version does not offer.
+pub(crate) fn unimplemented(what: &str) -> Status {
+    Status::new(Code::Unimplemented, format!("{what} is not offered by this version"))
+}

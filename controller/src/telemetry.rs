@@ -1,0 +1,57 @@
+//! The controller's metrics, `meshstor_controller_*`: names, meaning and the one place where each is counted.
+//!
+//! Called all over the crate. Labels come from closed lists only, never from object names.
+
+const VOLUMES: &str = "meshstor_controller_volumes";
+const CAS_REFUSED: &str = "meshstor_controller_cas_refused_total";
+const RESERVATIONS_REFUSED: &str = "meshstor_controller_reservations_refused_total";
+const EPOCHS: &str = "meshstor_controller_epochs_total";
+const RECONCILED: &str = "meshstor_controller_reconciled_total";
+const UNREADABLE: &str = "meshstor_controller_unreadable_objects_total";
+
+/// Tells the metrics recorder what our metrics mean; call it once after a recorder is installed.
+pub fn describe_metrics() {
+    metrics::describe_gauge!(VOLUMES, "Volumes the controller knows of");
+    metrics::describe_counter!(CAS_REFUSED, "Compare-and-swaps refused because something had changed, by kind");
+    metrics::describe_counter!(RESERVATIONS_REFUSED, "Reservations placed elsewhere because no node accepted them");
+    metrics::describe_counter!(EPOCHS, "New epochs, by cause");
+    metrics::describe_counter!(RECONCILED, "Looks at a volume by the background loop, by outcome");
+    metrics::describe_counter!(UNREADABLE, "Custom resources left out of a list because they cannot be read, by kind");
+}
+
+/// Why an epoch began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EpochCause {
+    Publish,
+    Unpublish,
+    Reboot,
+}
+
+pub(crate) fn volumes(count: usize) {
+    metrics::gauge!(VOLUMES).set(count as f64);
+}
+
+pub(crate) fn cas_refused(kind: &'static str) {
+    metrics::counter!(CAS_REFUSED, "kind" => kind).increment(1);
+}
+
+pub(crate) fn reservation_refused() {
+    metrics::counter!(RESERVATIONS_REFUSED).increment(1);
+}
+
+pub(crate) fn epoch(cause: EpochCause) {
+    let cause = match cause {
+        EpochCause::Publish => "publish",
+        EpochCause::Unpublish => "unpublish",
+        EpochCause::Reboot => "reboot",
+    };
+    metrics::counter!(EPOCHS, "cause" => cause).increment(1);
+}
+
+pub(crate) fn reconciled(ok: bool) {
+    metrics::counter!(RECONCILED, "outcome" => if ok { "ok" } else { "failed" }).increment(1);
+}
+
+pub(crate) fn unreadable(kind: String) {
+    metrics::counter!(UNREADABLE, "kind" => kind).increment(1);
+}

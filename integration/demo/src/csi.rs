@@ -1,0 +1,186 @@
+//! CSI calls as a sidecar makes them, each timed.
+//!
+//! Used by the script for the controller's socket and for each node's. Blocking: one call after the other.
+
+use anyhow::{Context, Result};
+use meshstor_csi::client::connect_lazy;
+use meshstor_csi::proto::controller_client::ControllerClient;
+use meshstor_csi::proto::node_client::NodeClient;
+use meshstor_csi::proto::*;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+/// As the sidecars' timeouts are pinned in the chart.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A client of one socket.
+pub struct Csi {
+    runtime: Runtime,
+    channel: Channel,
+}
+
+/// What CreateVolume is asked for.
+pub struct Wanted<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Bytes.
+    pub bytes: i64,
+    /// StorageClass parameters.
+    pub parameters: &'a [(&'a str, &'a str)],
+    /// Nodes in order of preference.
+    pub nodes: &'a [&'a str],
+}
+
+fn capability() -> VolumeCapability {
+    let mount = volume_capability::MountVolume { fs_type: "xfs".into(), ..Default::default() };
+    let mode = volume_capability::access_mode::Mode::SingleNodeWriter.into();
+    VolumeCapability {
+        access_mode: Some(volume_capability::AccessMode { mode }),
+        access_type: Some(volume_capability::AccessType::Mount(mount)),
+    }
+}
+
+fn timed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(PATIENCE);
+    request
+}
+
+impl Csi {
+    /// A client of the socket at `path`; it connects with the first call.
+    pub fn at(path: &Path) -> Result<Csi> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let channel = runtime.block_on(async { connect_lazy(path) }).context("connect to a CSI socket")?;
+        Ok(Csi { runtime, channel })
+    }
+
+    /// Runs one call and says how long it took.
+    fn call<T>(&self, future: impl Future<Output = Result<T, Status>>) -> (Result<T, Status>, Duration) {
+        let begin = Instant::now();
+        let result = self.runtime.block_on(future);
+        (result, begin.elapsed())
+    }
+
+    /// CreateVolume once; the raw answer.
+    pub fn try_create(&self, wanted: &Wanted<'_>) -> (Result<Volume, Status>, Duration) {
+        let place =
+            |node: &&str| Topology { segments: [("csi.meshstor.io/node".to_string(), node.to_string())].into() };
+        let preferred: Vec<Topology> = wanted.nodes.iter().map(place).collect();
+        let request = CreateVolumeRequest {
+            name: wanted.name.into(),
+            capacity_range: Some(CapacityRange { required_bytes: wanted.bytes, limit_bytes: 0 }),
+            volume_capabilities: vec![capability()],
+            parameters: wanted.parameters.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            accessibility_requirements: (!preferred.is_empty())
+                .then(|| TopologyRequirement { requisite: vec![], preferred }),
+            ..Default::default()
+        };
+        let mut client = ControllerClient::new(self.channel.clone());
+        self.call(async move {
+            let answer = client.create_volume(timed(request)).await?.into_inner();
+            answer.volume.ok_or_else(|| Status::internal("an answer without a volume"))
+        })
+    }
+
+    /// CreateVolume, insisting as a sidecar does while the answer says that the work goes on.
+    pub fn create(&self, wanted: &Wanted<'_>) -> Result<(Volume, Duration)> {
+        let begin = Instant::now();
+        loop {
+            match self.try_create(wanted).0 {
+                Ok(volume) => return Ok((volume, begin.elapsed())),
+                Err(status) if retriable(&status) && begin.elapsed() < 2 * PATIENCE => {}
+                Err(status) => anyhow::bail!("CreateVolume {}: {status}", wanted.name),
+            }
+        }
+    }
+
+    /// ControllerPublishVolume.
+    pub fn publish(&self, id: &str, node: &str) -> (Result<HashMap<String, String>, Status>, Duration) {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: id.into(),
+            node_id: node.into(),
+            volume_capability: Some(capability()),
+            ..Default::default()
+        };
+        let mut client = ControllerClient::new(self.channel.clone());
+        self.call(
+            async move { Ok(client.controller_publish_volume(timed(request)).await?.into_inner().publish_context) },
+        )
+    }
+
+    /// ControllerUnpublishVolume.
+    pub fn unpublish(&self, id: &str, node: &str) -> (Result<(), Status>, Duration) {
+        let request =
+            ControllerUnpublishVolumeRequest { volume_id: id.into(), node_id: node.into(), ..Default::default() };
+        let mut client = ControllerClient::new(self.channel.clone());
+        self.call(async move { client.controller_unpublish_volume(timed(request)).await.map(drop) })
+    }
+
+    /// DeleteVolume.
+    pub fn delete(&self, id: &str) -> (Result<(), Status>, Duration) {
+        let request = DeleteVolumeRequest { volume_id: id.into(), ..Default::default() };
+        let mut client = ControllerClient::new(self.channel.clone());
+        self.call(async move { client.delete_volume(timed(request)).await.map(drop) })
+    }
+
+    /// NodeStageVolume.
+    pub fn stage(&self, id: &str, context: &HashMap<String, String>) -> (Result<(), Status>, Duration) {
+        let request = NodeStageVolumeRequest {
+            volume_id: id.into(),
+            staging_target_path: staging(id),
+            publish_context: context.clone(),
+            volume_capability: Some(capability()),
+            ..Default::default()
+        };
+        let mut client = NodeClient::new(self.channel.clone());
+        self.call(async move { client.node_stage_volume(timed(request)).await.map(drop) })
+    }
+
+    /// NodePublishVolume.
+    pub fn node_publish(&self, id: &str, context: &HashMap<String, String>) -> (Result<(), Status>, Duration) {
+        let request = NodePublishVolumeRequest {
+            volume_id: id.into(),
+            staging_target_path: staging(id),
+            target_path: target(id),
+            publish_context: context.clone(),
+            volume_capability: Some(capability()),
+            ..Default::default()
+        };
+        let mut client = NodeClient::new(self.channel.clone());
+        self.call(async move { client.node_publish_volume(timed(request)).await.map(drop) })
+    }
+
+    /// NodeUnpublishVolume.
+    pub fn node_unpublish(&self, id: &str) -> (Result<(), Status>, Duration) {
+        let request = NodeUnpublishVolumeRequest { volume_id: id.into(), target_path: target(id) };
+        let mut client = NodeClient::new(self.channel.clone());
+        self.call(async move { client.node_unpublish_volume(timed(request)).await.map(drop) })
+    }
+
+    /// NodeUnstageVolume.
+    pub fn unstage(&self, id: &str) -> (Result<(), Status>, Duration) {
+        let request = NodeUnstageVolumeRequest { volume_id: id.into(), staging_target_path: staging(id) };
+        let mut client = NodeClient::new(self.channel.clone());
+        self.call(async move { client.node_unstage_volume(timed(request)).await.map(drop) })
+    }
+}
+
+/// Codes that a sidecar answers by calling again: the work goes on.
+pub fn retriable(status: &Status) -> bool {
+    use tonic::Code;
+    matches!(status.code(), Code::DeadlineExceeded | Code::Aborted | Code::Unavailable)
+}
+
+/// Where a volume is staged in a guest.
+pub fn staging(id: &str) -> String {
+    format!("/var/lib/kubelet/plugins/demo/{id}")
+}
+
+/// Where a volume is published in a guest.
+pub fn target(id: &str) -> String {
+    format!("/var/lib/kubelet/pods/demo/{id}/mount")
+}

@@ -1,1 +1,0 @@
-//! The main job on real kernels, step by step, timed and verified.

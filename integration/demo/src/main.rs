@@ -1,0 +1,75 @@
+//! The main job on real kernels, step by step, timed and verified: `cargo xtask demo` runs `meshstor-demo run`.
+//!
+//! The same program is the writer and the reader inside the guests (`write`, `read`). Nothing here is part of the
+//! product; it talks to the product only through CSI sockets, custom resources and kernels.
+
+mod checks;
+mod cluster;
+mod csi;
+mod hand;
+mod history;
+mod scenarios;
+mod script;
+mod story;
+mod writer;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(name = "meshstor-demo")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole story in the lab
+    Run {
+        /// The directory that holds the freshly built `meshstor` and this program
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Debian kernel series of the guests
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// Leave guests, control plane and processes running at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run the scenarios that the story has no room for
+    Scenarios {
+        /// The directory that holds the freshly built `meshstor` and this program
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Debian kernel series of the guests
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// Only scenarios whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Leave guests, control plane and processes running at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// In a guest: write blocks that carry their identity, each synchronously, and print each acknowledgement
+    Write(writer::Write),
+    /// In a guest: read the blocks back and print what they carry
+    Read(writer::Read),
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run { binaries, kernel, keep } => script::run(&binaries, &kernel, keep),
+        Command::Scenarios { binaries, kernel, only, keep } => scenarios::run(&binaries, &kernel, &only, keep),
+        Command::Write(arguments) => writer::write(&arguments),
+        Command::Read(arguments) => writer::read(&arguments),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Scenarios on real kernels that the story has no room for: agents killed under I/O, a consumer rebooted, objects deleted
+//! or restored by hand, foreign drives, bad input.
+//!
+//! Called by `meshstor-demo scenarios`. All run in one cluster, one after the other; each leaves it as it found it.
+
+use crate::checks;
+use crate::cluster::{Cluster, wait};
+use crate::csi::Wanted;
+use crate::story::*;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+type Scenario = fn(&mut Cluster) -> Result<String>;
+
+const ALL: &[(&str, Scenario)] = &[
+    ("bad-input: every wrong request gets its code and a sentence", bad_input),
+    ("foreign-drives: refused with the reason, bytes unchanged", foreign_drives),
+    ("agent-killed: SIGKILL in a loop under I/O", agent_killed),
+    ("consumer-rebooted: power cut without unpublish, same node again", consumer_rebooted),
+    ("object-deleted: kubectl delete under I/O, and the record gone", object_deleted),
+];
+
+/// Runs the scenarios whose name contains `only`.
+pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> {
+    let mut story = Story::begin();
+    let mut cluster =
+        story.step("a fresh cluster", || Ok((Cluster::up(binaries, kernel, 3)?, format!("kernel series {kernel}"))))?;
+    let (mut passed, mut failed) = (0, 0);
+    for (name, scenario) in ALL.iter().filter(|(name, _)| name.contains(only)) {
+        match story.step(name, || Ok(((), scenario(&mut cluster)?))) {
+            Ok(()) => passed += 1,
+            Err(error) => {
+                failed += 1;
+                println!("            FAILED: {error:#}");
+                for guest in cluster.lab.guests() {
+                    println!("--- agent log of {}\n{}", guest.name(), cluster.agent_log(&guest.name(), 25));
+                }
+            }
+        }
+    }
+    if !keep {
+        cluster.down()?;
+    }
+    println!("scenarios: {passed} passed, {failed} failed in {} s", story.begin.elapsed().as_secs());
+    if failed > 0 { bail!("{failed} scenarios failed") } else { Ok(()) }
+}
+
+fn two_copies<'a>(name: &'a str) -> Wanted<'a> {
+    Wanted { name, bytes: 512 * MIB, parameters: &[("replicaCount", "2")], nodes: &["node-a", "node-b"] }
+}
+
+fn take_down(cluster: &Cluster, volume: &Volume) -> Result<()> {
+    detach(cluster, &volume.id, &volume.at)?;
+    cluster.csi.delete(&volume.id).0.with_context(|| format!("DeleteVolume {}", volume.id))?;
+    let begin = Instant::now();
+    while let Err(error) = checks::no_leaks(cluster) {
+        if begin.elapsed() > Duration::from_secs(30) {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+/// One wrong request: what is asked, the code and the words the sentence must carry.
+struct Wrong<'a> {
+    parameters: &'a [(&'a str, &'a str)],
+    bytes: i64,
+    code: tonic::Code,
+    words: &'a [&'a str],
+}
+
+fn bad_input(cluster: &mut Cluster) -> Result<String> {
+    use tonic::Code::{InvalidArgument, OutOfRange, ResourceExhausted};
+    let wrong = |parameters, bytes, code, words| Wrong { parameters, bytes, code, words };
+    let size = 512 * MIB;
+    let cases = [
+        wrong(&[("replicaCount", "two")], size, InvalidArgument, &["replicaCount", "two"]),
+        wrong(&[("replicaCount", "0")], size, InvalidArgument, &["replicaCount", "0"]),
+        wrong(&[("stripeWidth", "-1")], size, InvalidArgument, &["stripeWidth", "-1"]),
+        wrong(&[("sectorSize", "1024")], size, InvalidArgument, &["sectorSize", "1024", "512"]),
+        wrong(&[("memberMissingTimeout", "5")], size, InvalidArgument, &["memberMissingTimeout", "60"]),
+        wrong(&[("localCopy", "maybe")], size, InvalidArgument, &["localCopy", "maybe", "preferred"]),
+        wrong(&[("replicas", "2")], size, InvalidArgument, &["replicas", "replicaCount"]),
+        wrong(&[], -1, InvalidArgument, &["-1"]),
+        wrong(&[("replicaCount", "4")], size, ResourceExhausted, &["4", "3"]),
+        wrong(&[], 1 << 50, ResourceExhausted, &["node-a"]),
+    ];
+    let mut lines = Vec::new();
+    for case in &cases {
+        let wanted = Wanted { name: "bad", bytes: case.bytes, parameters: case.parameters, nodes: &[] };
+        let Err(status) = cluster.csi.try_create(&wanted).0 else { bail!("{:?} was accepted", case.parameters) };
+        let fits = status.code() == case.code || (case.code == ResourceExhausted && status.code() == OutOfRange);
+        ensure!(
+            fits,
+            "{:?} {}: {:?}, wanted {:?}: {}",
+            case.parameters,
+            case.bytes,
+            status.code(),
+            case.code,
+            status.message()
+        );
+        for word in case.words {
+            ensure!(
+                status.message().contains(word),
+                "{:?} does not name {word:?}: {}",
+                case.parameters,
+                status.message()
+            );
+        }
+        lines.push(format!("{:?}: {}", status.code(), status.message()));
+    }
+    lines.push(unknown_things(cluster)?);
+    ensure!(checks::no_leaks(cluster).is_ok(), "a refused request left something behind");
+    Ok(lines.join("\n"))
+}
+
+/// Unknown node, unknown volume, a second node, the same volume again.
+fn unknown_things(cluster: &Cluster) -> Result<String> {
+    use tonic::Code;
+    let code =
+        |result: Result<std::collections::HashMap<String, String>, tonic::Status>| result.err().map(|s| s.code());
+    ensure!(code(cluster.csi.publish("no-such-volume", "node-a").0) == Some(Code::NotFound));
+    let (volume, _) = cluster.csi.create(&two_copies("bad-input-volume"))?;
+    let (again, _) = cluster.csi.create(&two_copies("bad-input-volume"))?;
+    ensure!(again == volume, "the same CreateVolume gave another volume");
+    let other = Wanted { parameters: &[("replicaCount", "1")], ..two_copies("bad-input-volume") };
+    ensure!(cluster.csi.try_create(&other).0.err().map(|s| s.code()) == Some(Code::AlreadyExists));
+    let id = &volume.volume_id;
+    ensure!(code(cluster.csi.publish(id, "no-such-node").0) == Some(Code::NotFound));
+    let first = cluster.csi.publish(id, "node-a").0?;
+    ensure!(cluster.csi.publish(id, "node-a").0? == first, "the same publish gave another answer");
+    let Err(refused) = cluster.csi.publish(id, "node-b").0 else { bail!("published to two nodes") };
+    ensure!(refused.code() == Code::FailedPrecondition && refused.message().contains("node-a"), "{refused}");
+    ensure!(
+        cluster.csi.delete(id).0.err().map(|s| s.code()) == Some(Code::FailedPrecondition),
+        "deleted while published"
+    );
+    cluster.csi.unpublish(id, "node-a").0?;
+    cluster.csi.delete(id).0?;
+    cluster.csi.delete(id).0?;
+    wait("nothing left", Duration::from_secs(30), || Ok(checks::no_leaks(cluster).is_ok()))?;
+    let garbage = r#"{"apiVersion":"csi.meshstor.io/v1alpha1","kind":"MeshStorVolume","metadata":{"name":"garbage"},"spec":{"replicaCount":"many"}}"#;
+    let file = cluster.lab.paths().run().join("garbage.json");
+    std::fs::write(&file, garbage)?;
+    let Err(refused) = cluster.control.kubectl(&["apply", "-f", &file.display().to_string()]) else {
+        bail!("garbage accepted")
+    };
+    Ok(format!("{refused:#}").lines().take(3).collect::<Vec<_>>().join(" "))
+}
+
+fn foreign_drives(cluster: &mut Cluster) -> Result<String> {
+    let guest = cluster.guest("node-c")?;
+    let drive = guest.drive_path(1);
+    let serial = guest.drive_serials()[1].clone();
+    let cases = [
+        ("foreign GPT", "sgdisk -n 1:0:+64M -t 1:8300 DRIVE >/dev/null"),
+        ("MBR", "printf 'label: dos\\n,32M,83\\n' | sfdisk -q DRIVE"),
+        ("LVM", "pvcreate -qq -ff -y DRIVE"),
+        ("ext4", "mkfs.ext4 -q -F DRIVE"),
+        // The uberblock magic of ZFS (0x00bab10c, little endian) where the first label keeps its uberblocks.
+        (
+            "ZFS",
+            "printf '\\x0c\\xb1\\xba\\x00\\x00\\x00\\x00\\x00' | dd of=DRIVE bs=1 seek=135168 conv=notrunc status=none",
+        ),
+    ];
+    let mut lines = Vec::new();
+    for (name, make) in cases {
+        guest.ssh_checked(&format!(
+            "wipefs -qa {drive}; blkdiscard -z -l 16M {drive}; blkdiscard {drive}; {}",
+            make.replace("DRIVE", &drive)
+        ))?;
+        let hash = |_| {
+            guest.ssh_checked(&format!(
+                "sync; blockdev --flushbufs {drive}; (head -c 16M {drive}; tail -c 16M {drive}) | sha256sum"
+            ))
+        };
+        let before = hash(())?;
+        let mut sentence = String::new();
+        wait(&format!("{name} is noticed"), Duration::from_secs(40), || {
+            let found = condition(&cluster.get(&["msnd"])?, &serial);
+            let noticed = found.as_ref().is_some_and(|(status, _)| status == "False");
+            sentence = found.map(|(_, message)| message).unwrap_or_default();
+            Ok(noticed)
+        })?;
+        // The other drive of that sector size is on nodes a and b: three copies of 512 must be refused.
+        let wanted = Wanted {
+            name: "foreign",
+            bytes: 512 * MIB,
+            parameters: &[("replicaCount", "3"), ("sectorSize", "512")],
+            nodes: &[],
+        };
+        let Err(status) = cluster.csi.try_create(&wanted).0 else { bail!("{name}: a volume was made on it") };
+        ensure!(status.code() == tonic::Code::ResourceExhausted, "{status}");
+        ensure!(before == hash(())?, "{name}: bytes changed");
+        lines.push(format!("{name}: {sentence}"));
+    }
+    guest.ssh_checked(&format!("wipefs -qa {drive}; blkdiscard -z -l 16M {drive}; blkdiscard {drive}"))?;
+    Ok(lines.join("\n"))
+}
+
+/// Status and message of the `Usable` condition of the drive with this serial number.
+fn condition(devices: &Value, serial: &str) -> Option<(String, String)> {
+    let items = devices["items"].as_array()?;
+    let device = items.iter().find(|d| d["status"]["serial"] == serial)?;
+    let usable = device["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "Usable")?;
+    Some((usable["status"].as_str()?.into(), usable["message"].as_str()?.into()))
+}
+
+fn agent_killed(cluster: &mut Cluster) -> Result<String> {
+    const KILLS: usize = 10;
+    let (mut volume, _) = bring_up(cluster, &two_copies("killed"), "node-a")?;
+    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    running.wait_for(20, Duration::from_secs(30))?;
+    let mut changes = Vec::new();
+    for kill in 0..KILLS {
+        // The consumer's agent and the target's in turn.
+        let guest = cluster.guest(if kill % 2 == 0 { "node-a" } else { "node-b" })?;
+        let audited = cluster.audit(&guest.name())?.len();
+        guest.ssh_checked("kill -9 $(cat /run/meshstor/agent.pid)")?;
+        running.wait_for(5, Duration::from_secs(20))?;
+        cluster.start_agent(&guest)?;
+        wait("the agent answers", Duration::from_secs(30), || {
+            Ok(guest.ssh("curl -s 127.0.0.1:9808/readyz | grep -q ok || wget -qO- 127.0.0.1:9808/readyz | grep -q ok || (exec 3<>/dev/tcp/127.0.0.1/9808)")?.ok())
+        })?;
+        running.wait_for(100, Duration::from_secs(60))?;
+        std::thread::sleep(Duration::from_secs(3));
+        let lines = cluster.audit(&guest.name())?;
+        changes.extend(lines[audited..].iter().filter(|l| l.contains("outcome=\"changed\"")).cloned());
+    }
+    let history = stop(cluster, &volume, running)?;
+    let longest = history.longest();
+    volume.history.append(&history);
+    ensure!(changes.is_empty(), "a restarted agent changed something:\n{}", changes.join("\n"));
+    ensure!(longest < Duration::from_secs(1), "a write took {longest:?}");
+    let compared = verify(cluster, &volume)?;
+    take_down(cluster, &volume)?;
+    Ok(format!(
+        "{KILLS} kills, {} writes, longest {longest:?}, no op that changed anything, {compared} blocks verified",
+        history.acks.len()
+    ))
+}
+
+fn consumer_rebooted(cluster: &mut Cluster) -> Result<String> {
+    let (mut volume, _) = bring_up(cluster, &two_copies("rebooted"), "node-a")?;
+    let running = start_writer(cluster, &volume, "")?;
+    running.wait_for(100, Duration::from_secs(60))?;
+    let before = cluster.epoch(&volume.id)?;
+    let guest = cluster.guest("node-a")?;
+    guest.power_cut()?;
+    volume.history.append(&running.finish(Duration::from_secs(5))?);
+    guest.power_on()?;
+    cluster.start_agent(&guest)?;
+    cluster.await_agent("node-a")?;
+    // The kubelet calls NodeStage and NodePublish again; no ControllerPublish comes.
+    let context = [("attachEpoch".to_string(), before.to_string())].into();
+    let (staged, took) = cluster.node("node-a")?.stage(&volume.id, &context);
+    staged.context("NodeStageVolume after the reboot, first call")?;
+    cluster.node("node-a")?.node_publish(&volume.id, &context).0?;
+    let after = cluster.epoch(&volume.id)?;
+    ensure!(after > before, "staged in the epoch of the former boot ({before})");
+    let audit = cluster.audit("node-a")?;
+    let boot = audit.iter().rposition(|l| l.contains("assemble-array")).context("an assembly after the reboot")?;
+    ensure!(!audit[boot..].iter().any(|l| l.contains("make-filesystem")), "formatted again");
+    let compared = verify(cluster, &volume)?;
+    take_down(cluster, &volume)?;
+    Ok(format!(
+        "epoch {before} → {after}, staged in {:.1} s, {compared} blocks verified, nothing formatted",
+        took.as_secs_f64()
+    ))
+}
+
+fn object_deleted(cluster: &mut Cluster) -> Result<String> {
+    let (mut volume, _) = bring_up(cluster, &two_copies("deleted"), "node-a")?;
+    let yaml = cluster.control.kubectl(&["get", "msvol", &volume.id, "-o", "yaml"])?;
+    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    running.wait_for(20, Duration::from_secs(30))?;
+    cluster.control.kubectl(&["delete", "msvol", &volume.id, "--wait=false"])?;
+    cluster.control.kubectl(&["delete", "msrep", "--all", "--wait=false"])?;
+    running.wait_for(100, Duration::from_secs(60))?;
+    let mut reason = String::new();
+    wait("the condition says what happened", Duration::from_secs(30), || {
+        let object = cluster.get(&["msvol", &volume.id])?;
+        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let said = conditions.iter().find(|c| c["reason"] == "DeletedByHand");
+        reason = said.map(|c| c["message"].to_string()).unwrap_or_default();
+        Ok(said.is_some())
+    })?;
+    let mut lines = vec![format!("deleted by hand: {reason}")];
+    // Now really gone, as after a lost finalizer: the agents keep serving what they serve.
+    for what in [format!("msvol/{}", volume.id)].into_iter().chain(replica_objects(cluster, &volume.id)?) {
+        cluster.control.kubectl(&["patch", &what, "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#])?;
+    }
+    running.wait_for(200, Duration::from_secs(60))?;
+    let history = stop(cluster, &volume, running)?;
+    volume.history.append(&history);
+    let compared = verify(cluster, &volume)?;
+    lines.push(format!(
+        "objects gone: {} writes, no error, longest {:?}, {compared} blocks verified",
+        history.acks.len(),
+        history.longest()
+    ));
+    lines.push(restored(cluster, &volume, &yaml)?);
+    Ok(lines.join("\n"))
+}
+
+fn replica_objects(cluster: &Cluster, volume: &str) -> Result<Vec<String>> {
+    let items = cluster.get(&["msrep"])?["items"].as_array().cloned().unwrap_or_default();
+    let of = items.iter().filter(|i| i["spec"]["volume"] == volume);
+    Ok(of.filter_map(|i| Some(format!("msrep/{}", i["metadata"]["name"].as_str()?))).collect())
+}
+
+/// The object re-applied from YAML, without its record: nothing is made, formatted or wiped, and it says so.
+fn restored(cluster: &Cluster, volume: &Volume, yaml: &str) -> Result<String> {
+    let file = cluster.lab.paths().run().join("restored.yaml");
+    let dropped = ["  uid:", "  resourceVersion:", "  creationTimestamp:", "  generation:"];
+    let text: Vec<&str> = yaml.lines().filter(|l| !dropped.iter().any(|d| l.starts_with(d))).collect();
+    std::fs::write(&file, text.join("\n"))?;
+    let audited = cluster.audit("node-a")?.len();
+    cluster.control.kubectl(&["apply", "-f", &file.display().to_string()])?;
+    std::thread::sleep(Duration::from_secs(15));
+    let changed: Vec<String> =
+        cluster.audit("node-a")?[audited..].iter().filter(|l| l.contains("outcome=\"changed\"")).cloned().collect();
+    ensure!(changed.is_empty(), "a restored object made the agent change something:\n{}", changed.join("\n"));
+    let compared = verify(cluster, volume)?;
+    Ok(format!("object restored from YAML without its record: nothing changed, {compared} blocks verified"))
+}

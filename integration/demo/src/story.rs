@@ -1,0 +1,124 @@
+//! Parts of every story: steps that are timed and printed, volumes brought up and down by CSI calls, writers.
+//!
+//! Used by `script` (the demo) and `scenarios`. Every function fails with a sentence; none retries what must work at once.
+
+use crate::cluster::Cluster;
+use crate::csi::{Wanted, target};
+use crate::history::{History, Running};
+use anyhow::{Context, Result, ensure};
+use std::time::{Duration, Instant};
+
+/// Bytes of a mebibyte.
+pub const MIB: i64 = 1 << 20;
+/// A volume's size: above the smallest XFS (300 MiB), small enough for an emulated drive.
+pub const SIZE: i64 = 512 * MIB;
+/// Blocks of the checksummed file: 16 MiB, so that the dirty part of a volume is small beside its size.
+pub const BLOCKS: u64 = 4096;
+
+/// Prints the steps and remembers what they proved.
+pub struct Story {
+    /// When it began.
+    pub begin: Instant,
+    number: usize,
+}
+
+impl Story {
+    /// A story that begins now.
+    pub fn begin() -> Story {
+        Story { begin: Instant::now(), number: 0 }
+    }
+
+    /// Runs one step, prints what it proved and how long it took.
+    pub fn step<T>(&mut self, what: &str, run: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
+        self.number += 1;
+        let begin = Instant::now();
+        println!("[{:>3}s] {:>2}. {what} …", self.begin.elapsed().as_secs(), self.number);
+        let (value, proof) = run().with_context(|| format!("step {}: {what}", self.number))?;
+        for line in proof.lines() {
+            println!("            {line}");
+        }
+        println!("            ok, {:.1} s", begin.elapsed().as_secs_f64());
+        Ok(value)
+    }
+}
+
+/// A volume of the story.
+#[derive(Clone)]
+pub struct Volume {
+    /// CSI id: the object's name.
+    pub id: String,
+    /// `spec.volumeID`.
+    pub data_id: String,
+    /// Node it is mounted on.
+    pub at: String,
+    /// What its writers were told.
+    pub history: History,
+}
+
+/// CreateVolume → NodePublish, each call once; a call that fails fails the story.
+pub fn bring_up(cluster: &Cluster, wanted: &Wanted<'_>, node: &str) -> Result<(Volume, String)> {
+    let (created, create) = cluster.csi.create(wanted)?;
+    let id = created.volume_id;
+    let data_id = cluster.get(&["msvol", &id])?["spec"]["volumeID"].as_str().context("spec.volumeID")?.to_string();
+    let times = attach(cluster, &id, node)?;
+    let line = format!("create {:.2} s, {times}", create.as_secs_f64());
+    Ok((Volume { id, data_id, at: node.into(), history: History::default() }, line))
+}
+
+/// ControllerPublish → NodeStage → NodePublish, each answered at the first call.
+pub fn attach(cluster: &Cluster, id: &str, node: &str) -> Result<String> {
+    let (context, publish) = cluster.csi.publish(id, node);
+    let context = context.with_context(|| format!("ControllerPublishVolume {id} to {node}"))?;
+    let agent = cluster.node(node)?;
+    let (staged, stage) = agent.stage(id, &context);
+    staged.with_context(|| format!("NodeStageVolume {id} on {node}, first call"))?;
+    let (published, bind) = agent.node_publish(id, &context);
+    published.with_context(|| format!("NodePublishVolume {id} on {node}"))?;
+    let seconds = |d: Duration| d.as_secs_f64();
+    Ok(format!("publish {:.2} s, stage {:.2} s, bind {:.2} s", seconds(publish), seconds(stage), seconds(bind)))
+}
+
+/// NodeUnpublish → NodeUnstage → ControllerUnpublish.
+pub fn detach(cluster: &Cluster, id: &str, node: &str) -> Result<()> {
+    let agent = cluster.node(node)?;
+    agent.node_unpublish(id).0.with_context(|| format!("NodeUnpublishVolume {id}"))?;
+    agent.unstage(id).0.with_context(|| format!("NodeUnstageVolume {id}"))?;
+    cluster.csi.unpublish(id, node).0.with_context(|| format!("ControllerUnpublishVolume {id}"))
+}
+
+/// The checksummed file of a volume, as its pod would see it.
+pub fn file(volume: &Volume) -> String {
+    format!("{}/blocks", target(&volume.id))
+}
+
+/// Starts a writer that goes on where the volume's history ends.
+pub fn start_writer(cluster: &Cluster, volume: &Volume, more: &str) -> Result<Running> {
+    let first = volume.history.next();
+    let arguments = format!("write --file {} --blocks {BLOCKS} --first {first} {more}", file(volume));
+    Running::start(cluster.helper(&volume.at, &arguments)?)
+}
+
+/// Writes `count` blocks and waits for the end.
+pub fn write(cluster: &Cluster, volume: &Volume, count: u64) -> Result<History> {
+    let history = start_writer(cluster, volume, &format!("--count {count}"))?.finish(Duration::from_secs(120))?;
+    ensure!(history.errors.is_empty(), "write errors: {}", history.errors.join("; "));
+    ensure!(history.acks.len() as u64 == count, "{} of {count} writes acknowledged", history.acks.len());
+    Ok(history)
+}
+
+/// Reads everything back from the devices and compares. Returns the number of blocks compared.
+pub fn verify(cluster: &Cluster, volume: &Volume) -> Result<usize> {
+    let guest = cluster.guest(&volume.at)?;
+    let read = guest
+        .ssh_checked(&format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {}", file(volume)))?;
+    volume.history.verify(&read)
+}
+
+/// Tells a writer to stop and returns its history; an error that it met is ours.
+pub fn stop(cluster: &Cluster, volume: &Volume, running: Running) -> Result<History> {
+    cluster.guest(&volume.at)?.ssh_checked("touch /run/stop-writing")?;
+    let history = running.finish(Duration::from_secs(60))?;
+    cluster.guest(&volume.at)?.ssh_checked("rm -f /run/stop-writing")?;
+    ensure!(history.errors.is_empty(), "write errors: {}", history.errors.join("; "));
+    Ok(history)
+}

@@ -1,0 +1,39 @@
+//! Building the product's binaries, with what that needs on a fresh Debian machine.
+//!
+//! Called by the subcommands that run the product. It installs only what is missing.
+
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+/// Debian packages that the product's build needs: the udev crate links libudev.
+pub const BUILD_PACKAGES: &[&str] = &["libudev-dev", "pkg-config"];
+
+/// Installs the packages that the build needs, if they are not there.
+pub fn ensure_packages() -> Result<()> {
+    let found = Command::new("pkg-config").args(["--exists", "libudev"]).status().is_ok_and(|s| s.success());
+    if found {
+        return Ok(());
+    }
+    println!("install {}", BUILD_PACKAGES.join(" "));
+    meshstor_lab::tools::install(BUILD_PACKAGES)
+}
+
+/// Builds packages of the workspace and returns the directory their binaries are in.
+pub fn binaries(packages: &[&str]) -> Result<PathBuf> {
+    ensure_packages()?;
+    let begin = Instant::now();
+    println!("build {}", packages.join(", "));
+    let mut cargo = Command::new(workspace::cargo());
+    cargo.arg("build").current_dir(workspace::root()?);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    if !cargo.status().context("run cargo build")?.success() {
+        bail!("the build failed");
+    }
+    println!("built in {} s", begin.elapsed().as_secs());
+    Ok(workspace::target()?.join("debug"))
+}

@@ -1,0 +1,150 @@
+//! The stages of `cargo xtask test`, in order. A new one is a function and a line in [`STAGES`].
+//!
+//! Called by `test`. Each returns what it counted; an error counts as one failure. A stage brings what it needs, or says
+//! what is missing.
+
+use super::count::{Tally, TestRun};
+use super::{Context, stream};
+use crate::{build, tidy, workspace};
+use anyhow::{Context as _, Result, bail};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// One stage.
+pub struct Stage {
+    /// Short name, for `--only` and the log's file name.
+    pub name: &'static str,
+    /// What it does, for people.
+    pub about: &'static str,
+    /// Whether nothing after it can work when it fails.
+    pub gate: bool,
+    /// Does it.
+    pub run: fn(&Context) -> Result<Tally>,
+}
+
+/// Cheap ones first, so that a slip shows within seconds; then what everything else needs.
+pub const STAGES: &[Stage] = &[
+    Stage { name: "prepare", about: "packages that the build needs", gate: false, run: prepare },
+    Stage { name: "fmt", about: "every file formatted", gate: false, run: fmt },
+    Stage { name: "tidy", about: "style rules, crate graph, pages tied to code", gate: false, run: tidy_up },
+    Stage { name: "build", about: "every crate, every target", gate: true, run: build_all },
+    Stage { name: "alone", about: "values and plans without any I/O crate", gate: false, run: alone },
+    Stage { name: "clippy", about: "lints are errors", gate: false, run: clippy },
+    Stage { name: "unit", about: "unit, property and simulation tests", gate: false, run: unit },
+    Stage { name: "crds", about: "printed resource definitions parse", gate: false, run: crds },
+];
+
+/// Crates that must build with no feature and no other crate beside them: what others pull in would hide a slip.
+const ALONE: &[&str] = &["meshstor-kernel", "meshstor-plan"];
+
+/// The kinds that `meshstor crds` prints.
+const KINDS: &[&str] = &["MeshStorVolume", "MeshStorReplica", "MeshStorNode", "MeshStorNodeDevice"];
+
+fn prepare(_: &Context) -> Result<Tally> {
+    build::ensure_packages()?;
+    Ok(Tally::PASSED)
+}
+
+fn fmt(context: &Context) -> Result<Tally> {
+    let command = cargo(context, &["fmt", "--all", "--check"]);
+    run(context, "fmt", command, |line| line.starts_with("Diff in"))
+}
+
+fn tidy_up(context: &Context) -> Result<Tally> {
+    let report = tidy::check(&context.root)?;
+    report.print();
+    println!("    {}", report.summary());
+    Ok(Tally::of(report.findings.is_empty()))
+}
+
+fn build_all(context: &Context) -> Result<Tally> {
+    let mut command = cargo(context, &["test", "--no-run", "--all-features"]);
+    select(context, &mut command);
+    run(context, "build", command, is_diagnostic)
+}
+
+fn alone(context: &Context) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for name in ALONE {
+        let command = cargo(context, &["check", "--package", name]);
+        tally += run(context, &format!("alone-{name}"), command, is_diagnostic)?;
+    }
+    Ok(tally)
+}
+
+fn clippy(context: &Context) -> Result<Tally> {
+    let mut command = cargo(context, &["clippy", "--all-targets", "--all-features"]);
+    select(context, &mut command);
+    command.args(["--", "-D", "warnings"]);
+    run(context, "clippy", command, is_diagnostic)
+}
+
+fn unit(context: &Context) -> Result<Tally> {
+    let mut command = cargo(context, &["test", "--no-fail-fast", "--all-features"]);
+    select(context, &mut command);
+    let mut tests = TestRun::default();
+    let succeeded = stream::run(command, &log(context, "unit"), |line| {
+        tests.line(line);
+        is_test_line(line)
+    })?;
+    tests.failures.iter().for_each(|name| println!("    failed: {name}"));
+    Ok(tests.sum(succeeded))
+}
+
+fn crds(context: &Context) -> Result<Tally> {
+    let binary = cargo(context, &["run", "--quiet", "--package", "meshstor", "--", "crds"]);
+    let text = output(binary)?;
+    let mut kinds = Vec::new();
+    for document in text.split("\n---") {
+        let value: serde_yaml::Value = serde_yaml::from_str(document).context("parse what `meshstor crds` prints")?;
+        kinds.extend(value["spec"]["names"]["kind"].as_str().map(str::to_string));
+    }
+    let missing: Vec<&&str> = KINDS.iter().filter(|kind| !kinds.iter().any(|k| k == *kind)).collect();
+    if !missing.is_empty() {
+        bail!("`meshstor crds` does not print {missing:?}, only {kinds:?}");
+    }
+    Ok(Tally::PASSED)
+}
+
+fn cargo(context: &Context, arguments: &[&str]) -> Command {
+    let mut command = Command::new(workspace::cargo());
+    command.args(arguments).current_dir(&context.root);
+    command.env("CARGO_TERM_COLOR", "never").env("CARGO_TERM_PROGRESS_WHEN", "never");
+    command
+}
+
+/// All crates, or those asked for.
+fn select(context: &Context, command: &mut Command) {
+    if context.packages.is_empty() {
+        command.arg("--workspace");
+    }
+    for name in &context.packages {
+        command.args(["--package", name]);
+    }
+}
+
+fn log(context: &Context, name: &str) -> PathBuf {
+    context.logs.join(format!("{name}.log"))
+}
+
+/// One command as one check.
+fn run(context: &Context, name: &str, command: Command, show: impl FnMut(&str) -> bool) -> Result<Tally> {
+    stream::run(command, &log(context, name), show).map(Tally::of)
+}
+
+fn output(mut command: Command) -> Result<String> {
+    let output = command.output().context("start cargo")?;
+    if !output.status.success() {
+        bail!("it ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).context("it printed no text")
+}
+
+fn is_diagnostic(line: &str) -> bool {
+    ["error", "warning", "  -->", "   -->", "    -->"].iter().any(|start| line.starts_with(start))
+}
+
+fn is_test_line(line: &str) -> bool {
+    let progress = ["Running ", "Doc-tests ", "test result: "].iter().any(|start| line.trim_start().starts_with(start));
+    progress || line.ends_with("... FAILED")
+}

@@ -1,0 +1,164 @@
+//! One operation: claim its object, run it detached, wait for its deadline.
+//!
+//! Called by the seam. It knows which file carries out what, and nothing else.
+
+use super::{Shared, fabrics, fs, gpt, md, mdadm, mdops, nvmet, openers, partition, probe};
+use crate::error::{KernelError, Result};
+use crate::facts::Listen;
+use crate::id::{ExportKey, NodeName, Nqn, VolumeId};
+use crate::ops::{Changed, Op};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Does one thing. When the deadline passes the operation goes on by itself, its object stays taken, and the answer is
+/// "look again".
+pub(crate) async fn apply(shared: &Arc<Shared>, op: &Op) -> Result<Changed> {
+    let ticket = shared.busy.claim(op)?;
+    let (running, owned) = (shared.clone(), op.clone());
+    let task = tokio::spawn(async move {
+        let _ticket = ticket;
+        run(&running, owned).await
+    });
+    match tokio::time::timeout(op.deadline(), task).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(e)) => Err(KernelError::bug(op.to_string(), "operation", format!("it did not end: {e}"))),
+        Err(_) => {
+            let detail = format!("not done after {} s; it goes on by itself", op.deadline().as_secs());
+            Err(KernelError::retry(op.to_string(), "operation", detail))
+        }
+    }
+}
+
+async fn run(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
+    match op {
+        Op::LabelDrive { .. }
+        | Op::AddPartition { .. }
+        | Op::AnnouncePartition { .. }
+        | Op::BlankPartition { .. }
+        | Op::WriteRecord { .. }
+        | Op::RemovePartition { .. } => shared.blocking("partition", move |s| partitions(s, &op)).await,
+        Op::Export { key, host, listen } => export(shared, key, host, listen).await,
+        Op::Fence { key } => shared.blocking("fence", move |s| nvmet::fence(&s.root, key)).await,
+        Op::RemoveExport { key } => shared.blocking("remove-export", move |s| nvmet::remove(&s.root, key)).await,
+        Op::Connect { key, node, address } => connect(shared, key, node, address).await,
+        Op::Disconnect { key } => shared.blocking("disconnect", move |s| fabrics::disconnect(&s.root, key)).await,
+        Op::DropMember { key, volume, evidence } => {
+            let work = move |s: &Shared| fabrics::drop_member(&s.root, key, volume, evidence.survivor());
+            shared.blocking("drop-member", work).await
+        }
+        Op::Abandon { key, deposed_by } => {
+            shared.blocking("abandon", move |s| fabrics::abandon(&s.root, key, deposed_by)).await
+        }
+        Op::StopForeignArray { name } => stop_foreign(shared, name).await,
+        other => array_or_mount(shared, other).await,
+    }
+}
+
+fn partitions(shared: &Shared, op: &Op) -> Result<Changed> {
+    let root = &shared.root;
+    match op {
+        Op::LabelDrive { evidence } => gpt::label(root, evidence),
+        Op::AddPartition { key, drive, extent } => partition::add(root, *key, drive, *extent),
+        Op::AnnouncePartition { key } => partition::announce(root, *key),
+        Op::BlankPartition { evidence, record } => partition::blank(root, evidence, record),
+        Op::WriteRecord { key, record } => partition::write_record(root, *key, record),
+        Op::RemovePartition { evidence } => partition::remove(root, evidence),
+        other => Err(KernelError::bug(other.to_string(), "apply", "not an operation on partitions")),
+    }
+}
+
+async fn array_or_mount(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
+    if let Some(volume) = volume_of(&op) {
+        shared.volumes.note(volume);
+    }
+    let tool = mdadm::Mdadm {
+        root: &shared.root,
+        ring: &shared.ring,
+        tools: &shared.tools,
+        minors: &shared.minors,
+    };
+    match op {
+        Op::CreateArray { volume, members, component_bytes } => tool.create(volume, &members, component_bytes).await,
+        Op::ReAddMember { volume, device } => tool.re_add(volume, &device).await,
+        Op::AddMember { volume, device } => tool.add(volume, &device).await,
+        Op::AddBitmap { volume } => tool.add_bitmap(volume).await,
+        Op::MakeFilesystem { volume, permit } => {
+            fs::make(&shared.root, &shared.ring, &shared.tools, volume, &permit).await
+        }
+        other => shared.blocking(other.name(), move |s| through_attributes(s, &other)).await,
+    }
+}
+
+/// Operations that are attribute writes and system calls only.
+fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
+    let root = &shared.root;
+    match op {
+        Op::AssembleArray { volume, members } => mdops::assemble(root, &shared.minors, *volume, members),
+        Op::ActivateArray { volume } => mdops::activate(root, *volume),
+        Op::MergeBitmap { volume, chunks } => mdops::merge_bitmap(root, *volume, chunks),
+        Op::ReleaseSync { volume } => mdops::release_sync(root, *volume),
+        Op::RemoveFaulty { volume, component } => mdops::remove_faulty(root, *volume, component),
+        Op::FreezeWrites { volume, component, frozen } => mdops::freeze_writes(root, *volume, component, *frozen),
+        Op::SetWriteMostly { volume, component, on } => mdops::set_write_mostly(root, *volume, component, *on),
+        Op::SetRaidDisks { volume, count } => mdops::set_raid_disks(root, *volume, *count),
+        Op::StopArray { volume } => mdops::stop(root, *volume),
+        Op::Mount { volume, target, fs, options } => fs::mount(root, *volume, target, fs, options),
+        Op::BindMount { source, target, read_only } => fs::bind(root, source, target, *read_only),
+        Op::Unmount { target, lazy } => fs::unmount(root, target, *lazy),
+        Op::ShutdownFilesystem { volume } => fs::shut_down(root, *volume),
+        Op::KillOpeners { volume } => {
+            let device = md::find(root, *volume).and_then(|name| md::device_number(root, &name));
+            device.map_or(Ok(Changed::No), |device| openers::kill_all(root, &op.to_string(), device))
+        }
+        other => Err(KernelError::bug(other.to_string(), "apply", "no file carries this operation out")),
+    }
+}
+
+fn volume_of(op: &Op) -> Option<VolumeId> {
+    match op {
+        Op::CreateArray { volume, .. } | Op::AssembleArray { volume, .. } | Op::Mount { volume, .. } => Some(*volume),
+        _ => None,
+    }
+}
+
+async fn export(shared: &Arc<Shared>, key: ExportKey, host: Nqn, listen: BTreeSet<Listen>) -> Result<Changed> {
+    let op = format!("export {key}");
+    let found = partition::observe(&shared.ring, &shared.root, key.replica).await?;
+    let found = found.ok_or_else(|| KernelError::retry(&op, key.replica.partition_name(), "no drive has it"))?;
+    let absent = || KernelError::retry(&op, key.replica.partition_name(), "the kernel does not know the partition");
+    let wanted = nvmet::Wanted { key, device: found.path.ok_or_else(absent)?, host, listen };
+    shared.blocking("export", move |s| nvmet::export(&s.root, &wanted)).await
+}
+
+async fn connect(shared: &Arc<Shared>, key: ExportKey, node: NodeName, address: Listen) -> Result<Changed> {
+    let op = format!("connect {key}");
+    let wanted = address.clone();
+    if shared.look(&op, move |s| Ok(fabrics::connected(&s.root, key, &wanted))).await? {
+        return Ok(Changed::No);
+    }
+    if address.transport == crate::facts::Transport::Tcp {
+        fabrics::dial(&op, &address).await?;
+    }
+    let permit = shared.dialling.clone().acquire_owned().await;
+    let work = move |s: &Shared| {
+        // Held until the kernel is done with this one.
+        let _permit = permit;
+        fabrics::connect(&s.root, key, &node, &address)
+    };
+    shared.blocking("connect", work).await
+}
+
+/// A foreign array is stopped only when one of its components carries a record of ours.
+async fn stop_foreign(shared: &Arc<Shared>, name: String) -> Result<Changed> {
+    let op = format!("stop-foreign-array {name}");
+    let dir = md::dir(&shared.root, &name);
+    let mut ours = !dir.is_dir();
+    for component in md::members(&dir).into_keys() {
+        let device = shared.root.dev.join(component).to_string_lossy().into_owned();
+        ours |= probe::member(&shared.ring, &device, false).await.is_ok_and(|probe| probe.record.is_some());
+    }
+    if !ours {
+        return Err(KernelError::refuse(op, name, "none of its components is a replica of ours"));
+    }
+    shared.blocking("stop-foreign-array", move |s| mdops::stop_foreign(&s.root, &name)).await
+}

@@ -1,0 +1,211 @@
+//! Laws of the simulated kernels: what no operation may ever do, whatever the actors believe.
+//!
+//! Each law is checked where the effect happens and recorded when broken; where a real kernel or our own binding
+//! would refuse, the operation is refused as well. A refusal alone is no violation: evidence may have gone stale on
+//! the way. Called by the operations and by every landing write; it never looks at custom resources.
+
+use super::bio::{Dev, Landing};
+use super::md::Member;
+use super::state::{State, Time};
+use crate::facts::Extent;
+use crate::id::{ExportKey, NodeName, PARTITION_TYPE, VolumeId};
+use crate::ops::Op;
+use std::fmt;
+
+/// The laws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Law {
+    /// P3: bytes that are not ours, or another volume's, were to be written.
+    ForeignBytes,
+    /// P3: a partition was to be made where another one lies.
+    OverlappingPartition,
+    /// P1: an array was to be created over data.
+    CreateOverData,
+    /// P4: a file system was to be made over data.
+    FormatOverData,
+    /// P8: the last member in sync was to be dropped.
+    LastCopyDropped,
+    /// P2: an array wrote to a partition that a later array holds.
+    TwoWriters,
+    /// P2: a partition was exported while an array of its own node holds it, or the other way round.
+    LocalAndExported,
+    /// P2: an export below the epoch that the drive's record has.
+    ExportBelowFloor,
+    /// P1: a replica came back by bitmap with chunks of its own bitmap not merged (protocol-review.md F1).
+    ReAddWithoutMerge,
+    /// A bitmap was merged while a member was being recovered (F1).
+    MergeDuringRecovery,
+    /// P2: a deposed consumer released waiting writes to processes that still live (F7).
+    DeposedAcknowledges,
+    /// A member was added, or flagged write-mostly, while a resync was pending (F17).
+    DuringResync,
+}
+
+/// One broken law.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub law: Law,
+    /// When, since the world began.
+    pub at: Time,
+    /// On which node.
+    pub node: NodeName,
+    /// What happened.
+    pub detail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {:.6} on {}: {}", self.law, self.at.as_secs_f64(), self.node, self.detail)
+    }
+}
+
+impl State {
+    pub(super) fn violate(&mut self, node: usize, law: Law, detail: String) {
+        self.say(node, format!("LAW BROKEN {law:?}: {detail}"));
+        let name = self.nodes[node].name.clone();
+        self.violations.push(Violation { law, at: self.now, node: name, detail });
+    }
+
+    /// The partition behind a device, and the node of its drive.
+    pub(super) fn place_of(&self, node: usize, dev: Dev) -> Option<(usize, usize, u32)> {
+        match dev {
+            Dev::Part { drive, number } => Some((node, drive, number)),
+            Dev::Head { head } => {
+                let key = self.nodes[node].heads.get(&head)?.key;
+                let (drive, number) = self.partition_anywhere(key)?;
+                Some((self.drives[drive].home?, drive, number))
+            }
+        }
+    }
+
+    fn partition_anywhere(&self, key: ExportKey) -> Option<(usize, u32)> {
+        let wanted = key.replica.partition_uuid();
+        self.drives.iter().enumerate().find_map(|(d, drive)| {
+            let mut entries = drive.table.as_ref()?.iter();
+            entries.find(|(_, e)| e.unique_guid == wanted).map(|(number, _)| (d, *number))
+        })
+    }
+
+    pub(super) fn replica_extent(&self, key: crate::id::ReplicaKey) -> Option<(usize, Extent)> {
+        let (drive, number) = self.partition_anywhere(ExportKey { replica: key, epoch: 0, generation: 0 })?;
+        Some((drive, self.drives[drive].entry(number)?.extent))
+    }
+
+    /// A write lands: no later array may hold the partition. Ids of arrays rise with time.
+    pub(super) fn law_one_writer(&mut self, landing: &Landing) {
+        let later = self.arrays.iter().filter(|(id, _)| **id > landing.writer).find(|(_, a)| {
+            let mut members = a.members.values().filter(|m| !m.faulty);
+            members.any(|m| self.place_of(a.node, m.dev).is_some_and(|(_, d, p)| (d, p) == (landing.drive, landing.number)))
+        });
+        if let Some((id, holder)) = later {
+            let serial = &self.drives[landing.drive].spec.serial;
+            let at = format!("partition {} of {serial}", landing.number);
+            let detail =
+                format!("{at} belongs to {} on {} (array {id})", holder.name, self.nodes[holder.node].name);
+            let detail = format!("array {} wrote to it: {detail}", landing.writer);
+            self.violate(landing.node, Law::TwoWriters, detail);
+        }
+    }
+
+    pub(super) fn law_export(&mut self, node: usize, key: ExportKey, drive: usize, number: u32) {
+        if let Some(holder) = self.holders_of(node, drive, number).into_iter().next() {
+            self.violate(node, Law::LocalAndExported, format!("export {key} of a partition that {holder} holds"));
+        }
+        let start = self.drives[drive].entry(number).map(|e| e.extent.start).unwrap_or_default();
+        let floor = self.drives[drive].meta(start).record.map(|r| r.epoch);
+        if floor.is_some_and(|epoch| epoch > key.epoch) {
+            self.violate(node, Law::ExportBelowFloor, format!("export {key}: the drive has epoch {}", floor.unwrap_or(0)));
+        }
+    }
+
+    /// A device becomes a member of an array: its partition may not be exported from here.
+    pub(super) fn law_member(&mut self, node: usize, dev: Dev) {
+        if let Dev::Part { drive, number } = dev
+            && let Some(key) = self.export_of(node, drive, number)
+        {
+            self.violate(node, Law::LocalAndExported, format!("a local array takes the partition exported as {key}"));
+        }
+    }
+
+    /// An extent that is not free: an accident of the moment when its owner is fresh, else a broken law.
+    pub(super) fn law_overlap(&mut self, node: usize, op: &Op, drive: usize, extent: Extent) {
+        let grace = self.config.evidence_grace;
+        let d = &self.drives[drive];
+        let overlaps = |e: &Extent| e.start < extent.end() && extent.start < e.end();
+        let mut hit = d.table.iter().flatten().filter(|(_, e)| overlaps(&e.extent));
+        let old = hit.find(|(number, entry)| {
+            let made = d.made_at.get(number).copied().unwrap_or(Time::ZERO);
+            entry.type_guid != PARTITION_TYPE || made + grace < self.now
+        });
+        let Some(name) = old.map(|(_, entry)| entry.name.clone()) else { return };
+        self.violate(node, Law::OverlappingPartition, format!("{op}: {name:?} lies there"));
+    }
+
+    /// DropMember was asked for without a survivor. Losing it a moment before is bad luck, not a broken law.
+    pub(super) fn law_last_copy(&mut self, node: usize, op: &Op, array: u64, survivor: &str) {
+        let Some(a) = self.arrays.get(&array) else { return };
+        let failed = a.members.get(survivor).map(|m: &Member| m.failed_at);
+        let lately = |at: Time| at + self.config.evidence_grace >= self.now;
+        let bad_luck = match failed {
+            Some(Some(at)) => lately(at),
+            // Not failed and yet not in sync: it never was a survivor. Gone altogether: removed after it failed.
+            Some(None) | None => false,
+        };
+        if !bad_luck {
+            self.violate(node, Law::LastCopyDropped, op.to_string());
+        }
+    }
+
+    /// A deposed array loses its members: whoever still waits on it would hear of success.
+    pub(super) fn law_abandon(&mut self, node: usize, op: &Op, array: u64) {
+        let fs_down = self.arrays.get(&array).and_then(|a| a.fs.as_ref()).is_some_and(|fs| !fs.alive);
+        let waiting = self.callers.values().filter(|c| c.array == array && c.is_open()).count();
+        if waiting > 0 && !fs_down {
+            self.violate(node, Law::DeposedAcknowledges, format!("{op}: {waiting} processes wait on the array"));
+        }
+    }
+
+    pub(super) fn law_write_mostly(&mut self, node: usize, volume: VolumeId, on: bool) {
+        let pending = self.array_of(node, volume).and_then(|id| self.arrays.get(&id)).is_some_and(|a| a.resync_from.is_some());
+        if on && pending {
+            self.violate(node, Law::DuringResync, format!("write-mostly in {} with a resync pending", volume.short()));
+        }
+    }
+
+    pub(super) fn law_merge(&mut self, node: usize, array: u64) {
+        let Some(a) = self.arrays.get(&array) else { return };
+        if a.members.values().any(|m| m.active() && !m.in_sync) {
+            let name = a.name.clone();
+            self.violate(node, Law::MergeDuringRecovery, format!("merge-bitmap into {name}"));
+        }
+    }
+
+    /// A device joins a running array.
+    pub(super) fn law_add(&mut self, node: usize, array: u64, dev: Dev) {
+        self.law_member(node, dev);
+        let Some(a) = self.arrays.get(&array) else { return };
+        let (name, volume) = (a.name.clone(), a.volume);
+        if a.resync_from.is_some() {
+            self.violate(node, Law::DuringResync, format!("a member joins {name} with a resync pending"));
+        }
+        let place = self.place_of(node, dev).and_then(|(_, d, p)| self.drives[d].entry(p));
+        let owner = place.and_then(|e| self.keys.get(&e.unique_guid)).map(|k| k.volume);
+        if owner.is_some() && owner != volume {
+            self.violate(node, Law::ForeignBytes, format!("{name} takes a partition of another volume"));
+        }
+    }
+
+    /// A replica comes back by bitmap: what its own bitmap marks must be NEEDED in the running array.
+    pub(super) fn law_re_add(&mut self, node: usize, array: u64, dev: Dev) {
+        let own = self.superblock_at(node, dev).and_then(|sb| sb.bitmap);
+        let Some(a) = self.arrays.get(&array) else { return };
+        let Some(bits) = &a.bitmap else { return };
+        let needed = |c: &u64| bits.chunks.get(c).is_some_and(|b| b.needed);
+        let missing = own.iter().flat_map(|b| b.dirty.iter()).filter(|c| !needed(c)).count();
+        if missing > 0 {
+            let line = format!("{missing} chunks of the returning replica are not merged into {}", a.name);
+            self.violate(node, Law::ReAddWithoutMerge, line);
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Members come and go: failing, dropping, adding, re-adding, flags, number of slots.
+//!
+//! Called by the job dispatch and by every failing command. Operations that need MD's mutex wait while a superblock
+//! round is stuck; deleting a controller does not need it, which is why DropMember works when nothing else does.
+
+use super::super::bio::{Dev, Load};
+use super::super::host::Reach;
+use super::super::job::{Step, errno};
+use super::super::state::State;
+use super::{Dirty, Member};
+use crate::error::KernelError;
+use crate::facts::Superblock;
+use crate::id::{ExportKey, VolumeId};
+use crate::ops::{Changed, Op};
+
+impl State {
+    /// `md_error`: fails a member, or breaks the array when it is the last good one.
+    pub(in super::super) fn fail_member(&mut self, id: u64, name: &str, why: &str) {
+        let now = self.now;
+        let Some(a) = self.arrays.get_mut(&id) else { return };
+        let last = a.good_members() == 1;
+        let Some(member) = a.members.get_mut(name).filter(|m| !m.faulty) else { return };
+        let node = a.node;
+        let line = if member.good() && last {
+            if std::mem::replace(&mut a.broken, true) {
+                return;
+            }
+            a.sync = None;
+            format!("{} broken: last member {name}: {why}", a.name)
+        } else {
+            member.faulty = true;
+            member.in_sync = false;
+            member.blocked = false;
+            member.slot = None;
+            member.failed_at = Some(now);
+            a.sync = None;
+            a.kick = true;
+            a.dirty(Dirty::Devices);
+            format!("{} fails {name}: {why}", a.name)
+        };
+        self.say(node, line);
+        self.hint_array(id);
+    }
+
+    /// The array of an operation, and whether MD's mutex is free.
+    fn array_for(&self, node: usize, op: &Op, volume: VolumeId) -> Result<u64, Step> {
+        let missing = || Step::fail(errno(op, volume.to_string(), errno::ENOENT));
+        let id = self.array_of(node, volume).ok_or_else(missing)?;
+        // A superblock round in flight holds the mutex (md_super_wait).
+        if self.arrays.get(&id).is_some_and(|a| a.sb_write.is_some()) { Err(Step::Wait) } else { Ok(id) }
+    }
+
+    pub(in super::super) fn op_drop_member(&mut self, node: usize, op: &Op) -> Step {
+        let Op::DropMember { key, volume, evidence } = op else { return Step::not_this(op) };
+        let Some(head) = self.head_of(node, *key) else {
+            return Step::changed(self.delete_controllers(node, *key));
+        };
+        let array = self.array_of(node, *volume);
+        let leaving = array.and_then(|id| {
+            let members = &self.arrays.get(&id)?.members;
+            members.iter().find(|(_, m)| m.dev == Dev::Head { head } && !m.faulty).map(|(n, _)| (id, n.clone()))
+        });
+        let Some((id, leaving)) = leaving else {
+            return Step::changed(self.delete_controllers(node, *key));
+        };
+        // The evidence was true when it was taken; it must be true in the same step as the delete (F22).
+        let good = |name: &str| self.arrays.get(&id).and_then(|a| a.members.get(name)).is_some_and(Member::good);
+        if good(&leaving) && !(good(evidence.survivor()) && evidence.survivor() != leaving) {
+            self.law_last_copy(node, op, id, evidence.survivor());
+            let detail = format!("{} is not in sync any more", evidence.survivor());
+            return Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
+        }
+        self.delete_controllers(node, *key);
+        // Waiting commands fail now and MD drops the member by itself; an idle array needs to be told.
+        if !self.bios.values().any(|b| b.node == node && b.dev == Dev::Head { head }) {
+            self.fail_member(id, &leaving, "its controller was deleted");
+        }
+        Step::done(Changed::Yes)
+    }
+
+    pub(in super::super) fn op_abandon(&mut self, node: usize, op: &Op, key: ExportKey) -> Step {
+        let array = self.array_of(node, key.replica.volume);
+        if array.and_then(|id| self.arrays.get(&id)).and_then(|a| a.fs.as_ref()).is_some_and(|fs| fs.alive) {
+            return Step::fail(KernelError::refuse(op.name(), key.to_string(), "the file system is alive"));
+        }
+        let head = self.head_of(node, key);
+        if let Some(id) = array {
+            self.law_abandon(node, op, id);
+        }
+        let changed = self.delete_controllers(node, key);
+        let waiting = self.bios.values().any(|b| b.node == node && head.map(|head| Dev::Head { head }) == Some(b.dev));
+        let member = array.and_then(|id| {
+            let mut members = self.arrays.get(&id)?.members.iter();
+            members.find(|(_, m)| Some(m.dev) == head.map(|head| Dev::Head { head })).map(|(n, _)| (id, n.clone()))
+        });
+        if let Some((id, name)) = member.filter(|_| !waiting) {
+            self.fail_member(id, &name, "its controller was deleted");
+        }
+        Step::changed(changed)
+    }
+
+    pub(in super::super) fn op_remove_faulty(&mut self, node: usize, op: &Op, volume: VolumeId, name: &str) -> Step {
+        let id = match self.array_for(node, op, volume) {
+            Ok(id) => id,
+            Err(step) => return step,
+        };
+        let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
+        match a.members.get(name) {
+            None => Step::done(Changed::No),
+            Some(member) if !member.faulty => Step::fail(errno(op, name, errno::EBUSY)),
+            Some(_) => {
+                a.members.remove(name);
+                self.hint_array(id);
+                Step::done(Changed::Yes)
+            }
+        }
+    }
+
+    pub(in super::super) fn op_set_flag(
+        &mut self,
+        node: usize,
+        op: &Op,
+        volume: VolumeId,
+        name: &str,
+        flag: impl FnOnce(&mut Member) -> &mut bool,
+        on: bool,
+    ) -> Step {
+        let id = match self.array_for(node, op, volume) {
+            Ok(id) => id,
+            Err(step) => return step,
+        };
+        let member = self.arrays.get_mut(&id).and_then(|a| a.members.get_mut(name));
+        let Some(member) = member else { return Step::fail(errno(op, name, errno::ENOENT)) };
+        if member.faulty {
+            return Step::fail(KernelError::refuse(op.name(), name, "the member is faulty"));
+        }
+        let changed = std::mem::replace(flag(member), on) != on;
+        if changed {
+            self.hint_array(id);
+        }
+        Step::changed(changed)
+    }
+
+    /// What stands before adding a device: the array is active, the device is free and answers.
+    fn device_to_add(&mut self, node: usize, op: &Op, id: u64, path: &str) -> Result<(String, Dev), Step> {
+        let Some((name, dev)) = self.device(node, path) else {
+            return Err(Step::fail(errno(op, path, errno::ENOENT)));
+        };
+        let Some(a) = self.arrays.get(&id) else { return Err(Step::done(Changed::No)) };
+        if let Some(there) = a.members.get(&name).filter(|m| m.dev == dev) {
+            let error = KernelError::refuse(op.name(), path, "the faulty member has to be removed first");
+            return Err(if there.faulty { Step::fail(error) } else { Step::done(Changed::No) });
+        }
+        if a.read_only || a.broken {
+            return Err(Step::fail(errno(op, a.name.clone(), errno::EROFS)));
+        }
+        if self.held_on(node, dev).is_some() {
+            return Err(Step::fail(errno(op, path, errno::EBUSY)));
+        }
+        match self.reach(node, dev) {
+            Reach::Stuck => Err(Step::Wait),
+            Reach::Gone => Err(Step::fail(errno(op, path, errno::EIO))),
+            Reach::There { extent, .. } if extent.length < a.component_bytes + crate::facts::DATA_OFFSET => {
+                Err(Step::fail(errno(op, path, errno::ENOSPC)))
+            }
+            Reach::There { .. } => {
+                self.law_add(node, id, dev);
+                Ok((name, dev))
+            }
+        }
+    }
+
+    /// Name of the array of this node that holds a device.
+    pub(in super::super) fn held_on(&self, node: usize, dev: Dev) -> Option<String> {
+        let arrays = self.arrays.values().filter(|a| a.node == node);
+        let mut holding = arrays.filter(|a| a.members.values().any(|m| m.dev == dev));
+        holding.next().map(|a| a.name.clone())
+    }
+
+    pub(in super::super) fn op_add(&mut self, node: usize, op: &Op, volume: VolumeId, path: &str) -> Step {
+        let id = match self.array_for(node, op, volume) {
+            Ok(id) => id,
+            Err(step) => return step,
+        };
+        let (name, dev) = match self.device_to_add(node, op, id, path) {
+            Ok(found) => found,
+            Err(step) => return step,
+        };
+        let device_uuid = self.rng.uuid();
+        let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
+        let number = (0..).find(|n| a.members.values().all(|m| m.number != *n)).unwrap_or_default();
+        let member = new_member(dev, number, device_uuid);
+        self.write_first_superblock(id, &member);
+        self.join(id, name, member)
+    }
+
+    pub(in super::super) fn op_re_add(&mut self, node: usize, op: &Op, volume: VolumeId, path: &str) -> Step {
+        let id = match self.array_for(node, op, volume) {
+            Ok(id) => id,
+            Err(step) => return step,
+        };
+        let (name, dev) = match self.device_to_add(node, op, id, path) {
+            Ok(found) => found,
+            Err(step) => return step,
+        };
+        let superblock = self.superblock_at(node, dev);
+        let Some(a) = self.arrays.get(&id) else { return Step::done(Changed::No) };
+        // "This was a hot-add request, but events doesn't match, so reject it." (md_add_new_disk)
+        let fits = |sb: &Superblock| {
+            let fresh = match &a.bitmap {
+                Some(bits) => sb.events >= bits.events_cleared,
+                None => sb.events >= a.events,
+            };
+            let number_free = a.members.values().all(|m| m.number != sb.dev_number);
+            (sb.set_uuid == a.set_uuid && fresh && number_free).then(|| sb.active_slot()).flatten()
+        };
+        let found = superblock.and_then(|sb| fits(&sb).map(|slot| (sb, slot)));
+        let Some((sb, slot)) = found else { return Step::fail(errno(op, path, errno::EINVAL)) };
+        self.law_re_add(node, id, dev);
+        let mut member = new_member(dev, sb.dev_number, sb.device_uuid);
+        member.saved_slot = Some(u32::from(slot));
+        self.join(id, name, member)
+    }
+
+    fn join(&mut self, id: u64, name: String, member: Member) -> Step {
+        if let Some(a) = self.arrays.get_mut(&id) {
+            a.members.insert(name, member);
+            a.kick = true;
+            a.dirty(Dirty::Devices);
+        }
+        self.hint_array(id);
+        Step::done(Changed::Yes)
+    }
+
+    /// The superblock and empty bitmap that are written on a device before it is added anew.
+    fn write_first_superblock(&mut self, id: u64, member: &Member) {
+        let Some(a) = self.arrays.get(&id) else { return };
+        let mut superblock = a.superblock_of(member);
+        superblock.roles.resize(superblock.roles.len().max(member.number as usize + 1), 0xffff);
+        let bitmap = a.bitmap_image();
+        if let Reach::There { drive, extent } = self.reach(a.node, member.dev) {
+            self.write_through(drive, extent, &Load::Bits { bitmap });
+            self.write_through(drive, extent, &Load::Super { superblock, header: None });
+        }
+    }
+
+    /// The superblock that a device shows now, its bitmap included.
+    pub(in super::super) fn superblock_at(&self, node: usize, dev: Dev) -> Option<Superblock> {
+        let Reach::There { drive, extent } = self.reach(node, dev) else { return None };
+        let meta = self.drives[drive].meta(extent.start);
+        meta.superblock.map(|sb| Superblock { bitmap: meta.bitmap, ..sb })
+    }
+
+    pub(in super::super) fn op_set_raid_disks(&mut self, node: usize, op: &Op, volume: VolumeId, count: u32) -> Step {
+        let id = match self.array_for(node, op, volume) {
+            Ok(id) => id,
+            Err(step) => return step,
+        };
+        let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
+        if a.raid_disks == count {
+            return Step::done(Changed::No);
+        }
+        let active = a.members.values().filter(|m| m.active()).count() as u32;
+        if count == 0 || active > count || a.sync.is_some() || a.read_only {
+            return Step::fail(errno(op, a.name.clone(), errno::EBUSY));
+        }
+        // `raid1_reshape` packs the slots.
+        let mut seated: Vec<&mut Member> = a.members.values_mut().filter(|m| m.active()).collect();
+        seated.sort_by_key(|m| m.slot);
+        for (slot, member) in seated.into_iter().enumerate() {
+            member.slot = Some(slot as u32);
+        }
+        a.raid_disks = count;
+        a.kick = true;
+        a.dirty(Dirty::Devices);
+        self.hint_array(id);
+        Step::done(Changed::Yes)
+    }
+}
+
+pub(super) fn new_member(dev: Dev, number: u32, device_uuid: uuid::Uuid) -> Member {
+    Member {
+        dev,
+        number,
+        device_uuid,
+        slot: None,
+        in_sync: false,
+        faulty: false,
+        blocked: false,
+        write_mostly: false,
+        saved_slot: None,
+        failed_at: None,
+    }
+}

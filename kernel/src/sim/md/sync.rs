@@ -1,0 +1,275 @@
+//! Resync and recovery: which of them runs, chunk by chunk at the configured rate, and what its end changes.
+//!
+//! A resync copies NEEDED chunks between members that are all in sync by name; a recovery fills a member that is not.
+//! One chunk is copied in one moment, behind a barrier that keeps writes to it out, as MD's own barrier does. Called
+//! by `pump` and by the queue; it never starts while sync is frozen or nobody asked.
+
+use super::super::bio::{Dev, Landing, Load};
+use super::super::event::What;
+use super::super::host::Reach;
+use super::super::job::{Step, errno};
+use super::super::state::{State, Time};
+use super::{Array, Dirty};
+use crate::facts::BITMAP_CHUNK;
+use crate::hint::Hint;
+use crate::id::VolumeId;
+use crate::ops::{Changed, Op};
+
+/// Which kind of sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Kind {
+    Resync,
+    Recover,
+}
+
+impl Kind {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Kind::Resync => "resync",
+            Kind::Recover => "recover",
+        }
+    }
+}
+
+/// A sync under way.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Sync {
+    pub(in super::super) kind: Kind,
+    /// Tells a step of this run from one of an interrupted one.
+    run: u64,
+    /// Chunk that is copied next.
+    pub(in super::super) next: u64,
+    /// Chunk that writes must stay out of.
+    pub(in super::super) barrier: Option<u64>,
+    /// The time of `next` has passed: it is copied as soon as its members answer.
+    due: bool,
+}
+
+impl Array {
+    /// Next chunk that this sync has to copy.
+    fn next_chunk(&self, kind: Kind, from: u64) -> Option<u64> {
+        let end = self.chunks();
+        let everything = self.bitmap.is_none() || (kind == Kind::Recover && self.full_sync);
+        let next = match &self.bitmap {
+            Some(bits) if !everything => bits.next_needed(from)?,
+            _ => from,
+        };
+        (next < end).then_some(next)
+    }
+
+    /// A member that is being filled.
+    fn recovering(&self) -> bool {
+        self.members.values().any(|m| m.active() && !m.in_sync)
+    }
+}
+
+impl State {
+    /// Moves sync work of an array on; answers whether something moved.
+    pub(super) fn pump_sync(&mut self, id: u64) -> bool {
+        let Some(a) = self.arrays.get(&id) else { return false };
+        match &a.sync {
+            Some(sync) => sync.due && self.copy_due_chunk(id),
+            None => a.kick && self.choose_sync(id),
+        }
+    }
+
+    /// `md_choose_sync_action`: spares first, then a pending resync.
+    fn choose_sync(&mut self, id: u64) -> bool {
+        let Some(a) = self.arrays.get_mut(&id) else { return false };
+        if a.sync_frozen || a.read_only || a.broken || a.pending() {
+            return false;
+        }
+        a.kick = false;
+        self.seat_spares(id);
+        let Some(a) = self.arrays.get_mut(&id) else { return false };
+        let kind = if a.recovering() {
+            Kind::Recover
+        } else if a.resync_from.is_some() {
+            Kind::Resync
+        } else {
+            return true;
+        };
+        if kind == Kind::Recover {
+            a.dirty(Dirty::Devices);
+        }
+        let from = if kind == Kind::Resync { a.resync_from.unwrap_or(0) } else { 0 };
+        let (name, node) = (a.name.clone(), a.node);
+        let run = self.id();
+        self.say(node, format!("{name} starts {}", kind.name()));
+        if let Some(a) = self.arrays.get_mut(&id) {
+            a.sync = Some(Sync { kind, run, next: from, barrier: None, due: false });
+        }
+        self.hint_array(id);
+        self.next_step(id, from);
+        true
+    }
+
+    /// Gives spares a vacant slot: the one they had, if it is free.
+    fn seat_spares(&mut self, id: u64) {
+        let Some(a) = self.arrays.get_mut(&id) else { return };
+        let spares: Vec<String> =
+            a.members.iter().filter(|(_, m)| m.slot.is_none() && !m.faulty).map(|(n, _)| n.clone()).collect();
+        for name in spares {
+            let saved = a.members.get(&name).and_then(|m| m.saved_slot);
+            let taken = |s: u32| a.members.values().any(|m| m.active() && m.slot == Some(s));
+            let own = saved.filter(|s| *s < a.raid_disks && !taken(*s));
+            let Some(slot) = own.or_else(|| a.vacant_slot()) else { continue };
+            a.full_sync |= saved.is_none();
+            if let Some(member) = a.members.get_mut(&name) {
+                member.slot = Some(slot);
+                member.in_sync = false;
+            }
+            a.dirty(Dirty::Devices);
+        }
+    }
+
+    /// Goes to the next chunk to copy from `from` on, or ends.
+    fn next_step(&mut self, id: u64, from: u64) {
+        let Some(a) = self.arrays.get_mut(&id) else { return };
+        let (node, end) = (a.node, a.chunks());
+        let copies = a.members.values().filter(|m| m.active()).count() > 1;
+        let Some(sync) = &a.sync else { return };
+        let (kind, run) = (sync.kind, sync.run);
+        // Alone there is nowhere to write: the pass is over at once and the bits stay.
+        let next = if copies { a.next_chunk(kind, from) } else { None };
+        let bytes = BITMAP_CHUNK.min(a.component_bytes);
+        if let Some(sync) = &mut a.sync {
+            sync.next = next.unwrap_or(end);
+            sync.due = false;
+            sync.barrier = None;
+        }
+        let time = Time::from_secs_f64(bytes as f64 / self.config.sync_rate.max(1) as f64);
+        let delay = if next.is_some() { time } else { Time::from_millis(10) };
+        self.after(delay, node, What::SyncStep { array: id, run });
+    }
+
+    pub(in super::super) fn sync_step(&mut self, id: u64, run: u64) {
+        let Some(a) = self.arrays.get_mut(&id) else { return };
+        let end = a.chunks();
+        match &mut a.sync {
+            Some(sync) if sync.run == run && sync.next >= end => self.end_sync(id),
+            Some(sync) if sync.run == run => {
+                sync.due = true;
+                sync.barrier = Some(sync.next);
+            }
+            _ => {}
+        }
+    }
+
+    /// Copies the chunk that is due once no write is in it and its members answer.
+    fn copy_due_chunk(&mut self, id: u64) -> bool {
+        let Some(a) = self.arrays.get(&id) else { return false };
+        let Some((kind, chunk)) = a.sync.as_ref().map(|s| (s.kind, s.next)) else { return false };
+        let node = a.node;
+        let in_chunk = |ask: &super::io::Ask| match ask {
+            super::io::Ask::Write { block, .. } => self.chunk_of(*block) == chunk,
+            _ => false,
+        };
+        if self.ios.values().any(|io| io.array == id && io.passed_gate() && in_chunk(&io.ask)) {
+            return false;
+        }
+        let good = a.members.iter().filter(|(_, m)| m.good());
+        let source = good.min_by_key(|(_, m)| (m.write_mostly, m.slot)).map(|(n, m)| (n.clone(), m.dev));
+        let Some((source, from)) = source else { return false };
+        let wanted = |m: &super::Member| m.active() && (kind == Kind::Resync || !m.in_sync);
+        let targets: Vec<(String, Dev)> =
+            a.members.iter().filter(|(n, m)| **n != source && wanted(m)).map(|(n, m)| (n.clone(), m.dev)).collect();
+        let mut places = Vec::new();
+        for (name, dev) in std::iter::once((source, from)).chain(targets) {
+            match self.reach(node, dev) {
+                Reach::There { drive, extent } => places.push((drive, extent, dev)),
+                Reach::Stuck => return false,
+                Reach::Gone => {
+                    self.fail_member(id, &name, "sync I/O failed");
+                    return true;
+                }
+            }
+        }
+        self.copy_chunk(id, chunk, &places);
+        let Some(a) = self.arrays.get_mut(&id) else { return true };
+        // Bits of a chunk that some slot still lacks stay.
+        if !a.slot_missing()
+            && let Some(bits) = &mut a.bitmap
+        {
+            bits.synced(chunk);
+        }
+        if kind == Kind::Resync {
+            a.resync_from = Some(chunk + 1);
+        }
+        self.next_step(id, chunk + 1);
+        true
+    }
+
+    fn copy_chunk(&mut self, id: u64, chunk: u64, places: &[(usize, crate::facts::Extent, Dev)]) {
+        let Some(((drive, extent, _), targets)) = places.split_first() else { return };
+        let per_chunk = BITMAP_CHUNK / self.config.block_bytes;
+        let range = chunk * per_chunk..(chunk + 1) * per_chunk;
+        let source = self.drives[*drive].data(*extent, self.config.block_bytes, false);
+        for (drive, extent, dev) in targets {
+            self.law_sync_target(id, *dev);
+            let old = self.drives[*drive].data(*extent, self.config.block_bytes, false);
+            let blocks = source.range(range.clone()).chain(old.range(range.clone())).map(|(b, _)| *b);
+            for block in blocks.collect::<std::collections::BTreeSet<u64>>() {
+                let tag = source.get(&block).copied().unwrap_or(0);
+                if old.get(&block).copied().unwrap_or(0) != tag {
+                    self.write_through(*drive, *extent, &Load::Write { block, tag });
+                }
+            }
+        }
+    }
+
+    fn end_sync(&mut self, id: u64) {
+        let Some(a) = self.arrays.get_mut(&id) else { return };
+        let Some(sync) = a.sync.take() else { return };
+        match sync.kind {
+            Kind::Resync => a.resync_from = None,
+            Kind::Recover => {
+                // `raid1_spare_active`: in sync from now on, in the superblocks a little later.
+                for member in a.members.values_mut().filter(|m| m.active() && !m.in_sync) {
+                    member.in_sync = true;
+                    member.saved_slot = None;
+                }
+                a.full_sync = false;
+            }
+        }
+        a.dirty(Dirty::Devices);
+        a.kick = true;
+        let (node, line) = (a.node, format!("{} ends {}", a.name, sync.kind.name()));
+        self.say(node, line);
+        self.hint_array(id);
+    }
+
+    pub(in super::super) fn hint_array(&mut self, id: u64) {
+        if let Some((node, volume)) = self.arrays.get(&id).map(|a| (a.node, a.volume)) {
+            self.hint(node, volume.map_or(Hint::Arrays, Hint::Array));
+        }
+    }
+
+    pub(in super::super) fn op_release_sync(&mut self, node: usize, op: &Op, volume: VolumeId) -> Step {
+        let Some(id) = self.array_of(node, volume) else {
+            return Step::fail(errno(op, volume.to_string(), errno::ENOENT));
+        };
+        let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
+        if a.pending() {
+            return Step::Wait;
+        }
+        let idle_work = a.sync.is_none() && !a.kick && a.resync_from.is_some();
+        if !a.sync_frozen && !a.safe_mode && !idle_work {
+            return Step::done(Changed::No);
+        }
+        a.sync_frozen = false;
+        a.safe_mode = false;
+        a.kick = true;
+        self.hint_array(id);
+        Step::done(Changed::Yes)
+    }
+
+    /// One writer also for what a sync copies.
+    fn law_sync_target(&mut self, id: u64, dev: Dev) {
+        let Some(node) = self.arrays.get(&id).map(|a| a.node) else { return };
+        if let Some((node, drive, number)) = self.place_of(node, dev) {
+            let load = Load::Flush;
+            self.law_one_writer(&Landing { node, drive, number, load, writer: id, bio: 0, assoc: None });
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of the simulated kernels, on a paused clock. One file for each group of promises of the simulator itself.
+
+mod faults;
+mod first;
+mod idempotence;
+mod lab;
+mod laws;
+mod life;
+mod md;

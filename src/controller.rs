@@ -1,0 +1,57 @@
+//! `meshstor controller`: the CSI controller service on a socket and the background loop, over the real API server.
+
+use crate::{options, telemetry};
+use anyhow::Result;
+use meshstor_controller::{Controller, ControllerConfig};
+use meshstor_csi::identity::{Identity, Readiness};
+use meshstor_csi::proto::controller_server::ControllerServer;
+use meshstor_csi::server;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tonic::service::Routes;
+
+/// Run the controller.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  meshstor controller --csi-endpoint unix:///csi/csi.sock --metrics-address 0.0.0.0:9809")]
+pub struct Arguments {
+    /// Socket of the CSI controller service
+    #[arg(long, default_value = "unix:///csi/csi.sock", value_parser = options::endpoint)]
+    csi_endpoint: PathBuf,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, default_value = "0.0.0.0:9809")]
+    metrics_address: SocketAddr,
+    /// Log as JSON
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Runs until asked to stop.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    options::start_logging(arguments.log_json);
+    let metrics = telemetry::recorder()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let client = options::kube_client().await?;
+        let controller = Controller::new(client, ControllerConfig::default());
+        let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(|| Ok(()))).await?;
+        let bound = server::bind(&arguments.csi_endpoint)?;
+        tracing::info!(socket = %bound.path().display(), metrics = %address, "controller started");
+        let identity = Identity::new(|| Readiness::Ready).into_server();
+        let routes = Routes::new(identity).add_service(ControllerServer::new(controller.service()));
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let wait = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
+            let _sender_gone = stopped.wait_for(|s| *s).await;
+        };
+        let looping = controller.run(wait(stopped.clone()));
+        let serving = bound.serve(routes, wait(stopped));
+        let stopping = async {
+            options::stop_requested().await;
+            stop.send_replace(true);
+        };
+        let ((), served, ()) = tokio::join!(looping, serving, stopping);
+        served?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
