@@ -14,7 +14,9 @@ use tonic::service::Routes;
 
 /// Run the controller.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  meshstor controller --csi-endpoint unix:///csi/csi.sock --metrics-address 0.0.0.0:9809")]
+#[command(
+    after_help = "Example:\n  meshstor controller --csi-endpoint unix:///csi/csi.sock --metrics-address 0.0.0.0:9809"
+)]
 pub struct Arguments {
     /// Socket of the CSI controller service
     #[arg(long, default_value = "unix:///csi/csi.sock", value_parser = options::endpoint)]
@@ -36,7 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let client = options::kube_client().await?;
         let controller = Controller::new(client, ControllerConfig::default());
         let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(|| Ok(()))).await?;
-        let bound = server::bind(&arguments.csi_endpoint)?;
+        let bound = server::bind(&arguments.csi_endpoint).await?;
         tracing::info!(socket = %bound.path().display(), metrics = %address, "controller started");
         let identity = Identity::new(|| Readiness::Ready).into_server();
         let routes = Routes::new(identity).add_service(ControllerServer::new(controller.service()));

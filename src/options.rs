@@ -37,7 +37,8 @@ pub async fn kube_client() -> Result<kube::Client> {
 pub async fn cluster_id(client: &kube::Client) -> Result<meshstor_kernel::id::ClusterId> {
     use k8s_openapi::api::core::v1::Namespace;
     let namespaces: kube::Api<Namespace> = kube::Api::all(client.clone());
-    let system = namespaces.get("kube-system").await.context("reading namespace kube-system, whose uid names the cluster")?;
+    let system =
+        namespaces.get("kube-system").await.context("reading namespace kube-system, whose uid names the cluster")?;
     let uid = system.metadata.uid.context("namespace kube-system has no uid")?;
     uid.parse().with_context(|| format!("the uid of namespace kube-system is {uid:?}"))
 }

@@ -28,7 +28,7 @@ pub fn recorder() -> Result<PrometheusHandle> {
         .context("histogram buckets")?
         .install_recorder()
         .context("the metrics recorder")?;
-    meshstor_actors::events::describe();
+    meshstor_actors::events::describe_metrics();
     meshstor_controller::describe_metrics();
     meshstor_csi::calls::describe_metrics();
     Ok(handle)

@@ -60,9 +60,18 @@ impl Server {
 
     /// All replicas of a volume.
     pub async fn replicas_of(&self, volume: &str) -> Result<Vec<MeshStorReplica>, Failure> {
+        self.replicas_where(format!("spec.volume={volume}")).await
+    }
+
+    /// All replicas on a node.
+    pub async fn replicas_on(&self, node: &str) -> Result<Vec<MeshStorReplica>, Failure> {
+        self.replicas_where(format!("spec.node={node}")).await
+    }
+
+    async fn replicas_where(&self, fields: String) -> Result<Vec<MeshStorReplica>, Failure> {
         let api: Api<MeshStorReplica> = Api::all(self.client.clone());
-        let params = ListParams::default().fields(&format!("spec.volume={volume}"));
-        let list = self.ask(|| format!("listing the replicas of {volume}"), api.list(&params)).await?;
+        let params = ListParams::default().fields(&fields);
+        let list = self.ask(|| format!("listing replicas with {fields}"), api.list(&params)).await?;
         Ok(list.items)
     }
 

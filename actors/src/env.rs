@@ -8,8 +8,8 @@ use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::messages::Poke;
 use actix::Recipient;
-use meshstor_api::{MeshStorNode, MeshStorVolume};
 use meshstor_api::convert::volume_record;
+use meshstor_api::{MeshStorNode, MeshStorVolume};
 use meshstor_kernel::SharedKernel;
 use meshstor_kernel::facts::{NodeFact, Transport};
 use meshstor_kernel::id::{ClusterId, NodeName, ReplicaKey, VolumeId};
@@ -205,7 +205,9 @@ impl Env {
     pub async fn apply_to_kernel(&self, step: &Step) -> Result<Changed, Failure> {
         match step {
             Step::Kernel(op) => Ok(self.kernel.apply(op).await?),
-            Step::Record(op) => Err(Failure::Refused { what: op.to_string(), error: "not this kind's to write".into() }),
+            Step::Record(op) => {
+                Err(Failure::Refused { what: op.to_string(), error: "not this kind's to write".into() })
+            }
         }
     }
 }

@@ -49,6 +49,13 @@ const OP_DURATION: Metric = Metric {
     help: "How long steps took",
     labels: &["op"],
 };
+const LOOK_DURATION: Metric = Metric {
+    name: "meshstor_look_duration_seconds",
+    shape: Shape::Histogram,
+    unit: Unit::Seconds,
+    help: "How long actors took to observe what they decide on",
+    labels: &["kind"],
+};
 const RESTARTS: Metric = Metric {
     name: "meshstor_actor_restarts_total",
     shape: Shape::Counter,
@@ -110,6 +117,7 @@ const ORPHANS: Metric = Metric {
 pub const METRICS: &[Metric] = &[
     OPS,
     OP_DURATION,
+    LOOK_DURATION,
     RESTARTS,
     QUARANTINES,
     CIRCLES,
@@ -166,6 +174,13 @@ impl Audit {
         metrics::counter!(OPS.name, "op" => op, "outcome" => outcome).increment(1);
         metrics::histogram!(OP_DURATION.name, "op" => op).record(elapsed);
     }
+}
+
+/// An observation has ended.
+pub(crate) fn looked(kind: &'static str, key: &str, elapsed: std::time::Duration) {
+    let milliseconds = elapsed.as_millis() as u64;
+    tracing::debug!(target: "look", kind, key, milliseconds);
+    metrics::histogram!(LOOK_DURATION.name, "kind" => kind).record(elapsed);
 }
 
 /// An actor's steps lead nowhere.
@@ -239,6 +254,7 @@ mod tests {
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
             describe_metrics();
+            looked("array", "k", std::time::Duration::ZERO);
             circles("array", "k", 64);
             died("array", "k", 1, std::time::Duration::ZERO);
             quarantined("array", "k", 3, std::time::Duration::ZERO);

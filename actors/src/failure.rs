@@ -15,6 +15,8 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 const SLOW: Duration = Duration::from_secs(30);
 /// The pause after a lost race: the record has moved on, and a fresh look decides anew.
 const RACE: Duration = Duration::from_millis(50);
+/// Lost races in a row that are ordinary: our own status and the controller write to the same object.
+const RACES: u32 = 5;
 
 /// A failed observation or step.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +78,7 @@ impl Failure {
     pub fn pause(&self, failures: u32) -> Duration {
         let doubled = RETRY_MIN * 2u32.saturating_pow(failures.saturating_sub(1).min(8));
         match (self, self.class()) {
-            (Failure::Raced { .. }, _) if failures <= 1 => RACE,
+            (Failure::Raced { .. }, _) if failures <= RACES => RACE * failures,
             (_, Class::Retry) => doubled.min(RETRY_MAX),
             (_, Class::Wait) => doubled.min(WAIT_MAX),
             (_, Class::Refuse | Class::Bug) => SLOW,
@@ -96,6 +98,6 @@ mod tests {
         assert_eq!(seconds(&kernel(Class::Wait)), [500, 1000, 5000, 5000]);
         assert_eq!(seconds(&kernel(Class::Refuse)), [30_000; 4]);
         assert_eq!(seconds(&kernel(Class::Bug)), [30_000; 4]);
-        assert_eq!(seconds(&Failure::Raced { what: "shrink".into() }), [50, 1000, 8000, 10_000]);
+        assert_eq!(seconds(&Failure::Raced { what: "shrink".into() }), [50, 100, 250, 10_000]);
     }
 }

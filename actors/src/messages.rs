@@ -28,6 +28,11 @@ pub enum Why {
 #[rtype(result = "()")]
 pub struct Stop;
 
+/// End now, in the middle of whatever is being done: what a killed process does. For simulations.
+#[derive(Message, Debug, Clone, Copy, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct Kill;
+
 /// A child's report has changed.
 #[derive(Message, Debug, Clone, Copy, PartialEq, Eq)]
 #[rtype(result = "()")]

@@ -11,7 +11,7 @@
 
 use crate::events;
 use crate::failure::{Failure, RETRY_MIN};
-use crate::messages::{Died, Look, Poke, Stop, Why};
+use crate::messages::{Died, Kill, Look, Poke, Stop, Why};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
 use meshstor_kernel::Class;
 use meshstor_kernel::ops::Changed;
@@ -155,8 +155,9 @@ impl<M: Machine, W: World<M>> Shell<M, W> {
             self.dirty = true;
             return;
         }
-        if self.stopping {
-            return;
+        // A parent that is gone wants nothing; its own timers would keep this actor alive for ever.
+        if self.stopping || self.wanted.has_changed().is_err() {
+            return actix::ActorContext::stop(ctx);
         }
         self.cancel_timer(ctx);
         self.busy = true;
@@ -248,7 +249,9 @@ impl<M: Machine, W: World<M>> Actor for Shell<M, W> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.begin(ctx);
+        if running() {
+            self.begin(ctx);
+        }
     }
 }
 
@@ -271,6 +274,20 @@ impl<M: Machine, W: World<M>> Handler<Stop> for Shell<M, W> {
     }
 }
 
+impl<M: Machine, W: World<M>> Handler<Kill> for Shell<M, W> {
+    type Result = ();
+
+    fn handle(&mut self, _: Kill, ctx: &mut Self::Context) {
+        actix::ActorContext::terminate(ctx);
+    }
+}
+
+/// Whether actors can run at all. actix starts an actor that never ran once more when its system is dropped; timers made
+/// then would panic in the middle of that drop.
+pub(crate) fn running() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
+}
+
 /// How a round ended.
 enum End {
     /// Nothing to do.
@@ -286,7 +303,10 @@ async fn round<M: Machine, W: World<M>>(world: Rc<W>, wanted: Wanted<M::Desired>
     let observed = within(OBSERVE_MAX, || format!("looking at {} {}", M::KIND, speaker.key), {
         world.observe(wanted.desired.as_ref())
     });
-    let fact = match observed.await {
+    let begun = Instant::now();
+    let observed = observed.await;
+    events::looked(M::KIND, &speaker.key, begun.elapsed());
+    let fact = match observed {
         Ok(fact) => fact,
         Err(failure) => {
             speaker.fails(&failure);
@@ -343,12 +363,7 @@ struct Speaker<S> {
 
 impl<S> Clone for Speaker<S> {
     fn clone(&self) -> Self {
-        Speaker {
-            kind: self.kind,
-            key: Rc::clone(&self.key),
-            report: Rc::clone(&self.report),
-            poke: self.poke.clone(),
-        }
+        Speaker { kind: self.kind, key: Rc::clone(&self.key), report: Rc::clone(&self.report), poke: self.poke.clone() }
     }
 }
 

@@ -102,7 +102,12 @@ impl Sources {
         self.watch::<MeshStorReplica>("copy", format!("spec.volume={volume}"), move |_| Seen::CopyOf(name.clone()))
     }
 
-    fn watch<K>(&self, kind: &'static str, fields: String, tell: impl Fn(Change<K>) -> Seen + Send + 'static) -> Watching
+    fn watch<K>(
+        &self,
+        kind: &'static str,
+        fields: String,
+        tell: impl Fn(Change<K>) -> Seen + Send + 'static,
+    ) -> Watching
     where
         K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {

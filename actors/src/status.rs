@@ -9,13 +9,11 @@ use crate::api::MANAGER;
 use crate::env::Env;
 use crate::events;
 use crate::failure::Failure;
-use crate::messages::Poke;
+use crate::messages::{Kill, Poke};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use meshstor_api::condition::{self, Condition};
-use meshstor_api::{
-    FINALIZER, MeshStorNode, MeshStorNodeDevice, MeshStorReplica, MeshStorVolume, patch as api_patch,
-};
+use meshstor_api::{FINALIZER, MeshStorNode, MeshStorNodeDevice, MeshStorReplica, MeshStorVolume, patch as api_patch};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -182,6 +180,10 @@ impl StatusWriter {
 
     /// Begins the writes that are due.
     fn pump(&mut self, ctx: &mut Context<Self>) {
+        // The root holds the board, too: alone with it, this writer has nobody to write for.
+        if Rc::strong_count(&self.board.wanted) == 1 {
+            return actix::ActorContext::stop(ctx);
+        }
         let now = Instant::now();
         let mut busy = self.slots.values().filter(|slot| slot.busy).count();
         self.slots.retain(|object, slot| slot.busy || self.board.wanted.borrow().contains_key(object));
@@ -276,6 +278,9 @@ impl Actor for StatusWriter {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        if !crate::shell::running() {
+            return;
+        }
         ctx.run_interval(TICK, |writer, ctx| writer.pump(ctx));
         self.pump(ctx);
     }
@@ -286,6 +291,14 @@ impl Handler<Poke> for StatusWriter {
 
     fn handle(&mut self, _: Poke, ctx: &mut Self::Context) {
         self.pump(ctx);
+    }
+}
+
+impl Handler<Kill> for StatusWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: Kill, ctx: &mut Self::Context) {
+        actix::ActorContext::terminate(ctx);
     }
 }
 
@@ -337,7 +350,8 @@ async fn write(env: Rc<Env>, job: Job) -> Result<Done, Failure> {
         }
         let mut said_anew = false;
         for said in &put.conditions {
-            said_anew |= condition::set(&mut conditions, said.type_, said.status, &said.reason, &said.message, &env.clock.now());
+            said_anew |=
+                condition::set(&mut conditions, said.type_, said.status, &said.reason, &said.message, &env.clock.now());
         }
         let mut status = put.fields.clone();
         merge(&mut status, &put.telemetry);
@@ -357,11 +371,7 @@ async fn write(env: Rc<Env>, job: Job) -> Result<Done, Failure> {
     Ok(Done::Written(conditions))
 }
 
-async fn read_or_create(
-    env: &Env,
-    api: &Api<DynamicObject>,
-    job: &Job,
-) -> Result<Option<DynamicObject>, Failure> {
+async fn read_or_create(env: &Env, api: &Api<DynamicObject>, job: &Job) -> Result<Option<DynamicObject>, Failure> {
     let name = job.object.name();
     let what = || format!("reading {} {name}", job.object.kind());
     if let Some(stored) = env.server.ask(what, api.get_opt(name)).await? {
@@ -376,12 +386,7 @@ async fn read_or_create(
 }
 
 /// Whether the object was there to be written to.
-async fn patch_status(
-    env: &Env,
-    api: &Api<DynamicObject>,
-    name: &str,
-    patch: &Patch<Value>,
-) -> Result<bool, Failure> {
+async fn patch_status(env: &Env, api: &Api<DynamicObject>, name: &str, patch: &Patch<Value>) -> Result<bool, Failure> {
     let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
     let sent = async {
         match api.patch_status(name, &params, patch).await {

@@ -6,7 +6,7 @@
 //! must not keep a whole node busy. It never restarts the same value: a poisoned state would live on.
 
 use crate::events;
-use crate::messages::{Died, Look, Poke, Stop, Why};
+use crate::messages::{Died, Kill, Look, Poke, Stop, Why};
 use crate::shell::{Failing, Identity, Report, Shell, Wanted, World};
 use actix::{Actor, Addr, Recipient};
 use meshstor_kernel::Class;
@@ -49,8 +49,13 @@ struct Child<M: Machine, W: World<M>> {
 enum Life<M: Machine, W: World<M>> {
     Up(Addr<Shell<M, W>>),
     /// Told to end; `again`: wanted anew since.
-    Ending { addr: Addr<Shell<M, W>>, again: bool },
-    Down { until: Instant },
+    Ending {
+        addr: Addr<Shell<M, W>>,
+        again: bool,
+    },
+    Down {
+        until: Instant,
+    },
 }
 
 impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
@@ -71,14 +76,29 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
             self.add(key, desired);
             return 1;
         }
+        self.wish(key, desired, false)
+    }
+
+    /// As [`Family::want`], but what was reported before no longer counts, even if the same was wanted then: for callers
+    /// who must not be told what was true once.
+    pub fn want_afresh(&mut self, key: &K, desired: Option<M::Desired>) -> u64 {
+        if !self.children.contains_key(key) {
+            return self.want(key, desired);
+        }
+        self.wish(key, desired, true)
+    }
+
+    fn wish(&mut self, key: &K, desired: Option<M::Desired>, afresh: bool) -> u64 {
         let Some(child) = self.children.get_mut(key) else { return 0 };
         let changed = child.wanted.send_if_modified(|wanted| {
             let differs = wanted.desired != desired;
             if differs {
                 wanted.desired = desired;
+            }
+            if differs || afresh {
                 wanted.revision += 1;
             }
-            differs
+            differs || afresh
         });
         let revision = child.wanted.borrow().revision;
         match &mut child.life {
@@ -139,7 +159,7 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
         let Some(child) = self.children.get_mut(key) else { return };
         match &mut child.life {
             Life::Up(addr) => {
-                // A full mailbox: the address is dropped with the child, and an actor without addresses ends.
+                // A full mailbox: sent again when the child is tended.
                 let _ = addr.try_send(Stop);
                 child.life = Life::Ending { addr: addr.clone(), again: false };
             }
@@ -156,6 +176,16 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
         keys.iter().for_each(|key| self.retire(key));
     }
 
+    /// Ends all children in the middle of whatever they do. For simulations of a killed process.
+    pub fn kill_all(&mut self) {
+        for child in std::mem::take(&mut self.children).into_values() {
+            if let Life::Up(addr) | Life::Ending { addr, .. } = child.life {
+                // One whose mailbox is full ends with its next round: nobody holds its wish any more.
+                let _ = addr.try_send(Kill);
+            }
+        }
+    }
+
     /// Notices who ended and starts whoever is due. Returns when to come again, if somebody is waiting.
     pub fn tend(&mut self, now: Instant) -> Option<Instant> {
         let mut gone = Vec::new();
@@ -164,6 +194,9 @@ impl<K: Ord + Clone + Display, M: Machine, W: World<M>> Family<K, M, W> {
             match &child.life {
                 Life::Up(addr) if !addr.connected() => child.bury(&key.to_string(), now),
                 Life::Ending { addr, again: false } if !addr.connected() => gone.push(key.clone()),
+                Life::Ending { addr, .. } if addr.connected() => {
+                    let _ = addr.try_send(Stop);
+                }
                 Life::Ending { addr, again: true } if !addr.connected() => child.life = Life::Down { until: now },
                 _ => {}
             }

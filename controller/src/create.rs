@@ -69,15 +69,12 @@ impl Create {
         let Some((volume, replicas)) = self.context.writer.look(name).await? else {
             return match self.uid {
                 None => self.begin().await,
-                Some(_) => {
-                    Err(Status::aborted(format!("volume {name} was deleted while it was being made; ask again")))
-                }
+                Some(_) => Err(self.deleted_meanwhile().await?),
             };
         };
-        if volume.spec.deletion_requested.is_some() || volume.metadata.deletion_timestamp.is_some() {
-            return Err(Status::aborted(format!(
-                "volume {name} is being deleted; a new one of that name is made when it is gone; ask again"
-            )));
+        let another = self.uid.is_some() && self.uid != volume.metadata.uid;
+        if another || volume.spec.deletion_requested.is_some() || volume.metadata.deletion_timestamp.is_some() {
+            return Err(self.deleted_meanwhile().await?);
         }
         self.uid.clone_from(&volume.metadata.uid);
         if let Some(why) = incompatible(&self.request, &volume.spec) {
@@ -93,14 +90,24 @@ impl Create {
         }
     }
 
+    /// The answer when the volume goes away, with nothing of this call left behind.
+    async fn deleted_meanwhile(&self) -> Result<Status, ControlError> {
+        self.reservations.take_back(&self.context).await?;
+        let name = &self.name;
+        Ok(Status::aborted(format!(
+            "volume {name} is being deleted; a new one of that name is made when it is gone; ask again"
+        )))
+    }
+
     /// Makes the volume's object, once there is room for it.
     async fn begin(&mut self) -> Result<Step, Status> {
         let volume = self.new_volume().await?;
         if let Err(shortage) = self.reservations.plan(&self.context, &volume).await? {
             return Err(no_room(&self.name, &shortage));
         }
-        if self.context.writer.create(&volume).await? == Creation::Made {
+        if let Creation::Made(uid) = self.context.writer.create(&volume).await? {
             tracing::info!(volume = %self.name, id = %volume.spec.volume_id, "begun");
+            self.uid = uid;
         }
         Ok(Step::Again)
     }
@@ -138,7 +145,7 @@ impl Create {
             Progress::Short(shortage) => match delete::withdraw(&self.context, volume, "csi.CreateVolume").await {
                 Ok(()) => Err(no_room(&self.name, &shortage)),
                 // Somebody has finished or deleted it meanwhile.
-                Err(error) if error.is_refused() => Ok(Step::Again),
+                Err(error) if error.is_stale() => Ok(Step::Again),
                 Err(error) => Err(error.into()),
             },
         }
@@ -152,7 +159,7 @@ impl Create {
                 tracing::info!(volume = %self.name, copies = in_sync.len(), "recorded");
                 Ok(Step::Again)
             }
-            Err(error) if error.is_refused() => Ok(Step::Again),
+            Err(error) if error.is_stale() => Ok(Step::Again),
             Err(error) => Err(error.into()),
         }
     }

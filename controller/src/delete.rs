@@ -41,7 +41,7 @@ pub(crate) async fn delete(context: Arc<Context>, name: String, key: String) -> 
             deletable(&context, &volume).await?;
             match request(&context, &volume, "csi.DeleteVolume").await {
                 Ok(()) => tracing::info!(volume = %name, "deletion recorded"),
-                Err(error) if error.is_refused() => hints.again().await,
+                Err(error) if error.is_stale() => hints.again().await,
                 Err(error) => return Err(error.into()),
             }
             continue;
@@ -111,14 +111,14 @@ pub(crate) async fn progress(context: &Context, volume: &MeshStorVolume) -> Resu
     for replica in replicas.iter().filter(|replica| decide::belongs(volume, replica)) {
         match bury(context, replica, "VolumeDeleted").await {
             Ok(()) => {}
-            Err(error) if error.is_refused() => return Ok(Progress::Again),
+            Err(error) if error.is_stale() => return Ok(Progress::Again),
             Err(error) => return Err(error),
         }
     }
     if volume.metadata.deletion_timestamp.is_none() {
         return match context.writer.delete(volume).await {
             Ok(()) => Ok(Progress::Again),
-            Err(error) if error.is_refused() => Ok(Progress::Again),
+            Err(error) if error.is_stale() => Ok(Progress::Again),
             Err(error) => Err(error),
         };
     }
@@ -132,7 +132,7 @@ pub(crate) async fn progress(context: &Context, volume: &MeshStorVolume) -> Resu
             tracing::info!(volume = %name, "deleted");
             Ok(Progress::Gone)
         }
-        Err(error) if error.is_refused() => Ok(Progress::Again),
+        Err(error) if error.is_stale() => Ok(Progress::Again),
         Err(error) => Err(error),
     }
 }

@@ -44,9 +44,10 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    /// Whether looking and deciding again is all there is to do.
-    pub(crate) fn is_refused(&self) -> bool {
-        matches!(self, ControlError::Cas(error) if error.is_refused())
+    /// Whether the decision was made on something that has changed or gone since: looking and deciding again is all
+    /// there is to do.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(self, ControlError::Cas(CasError::Refused(_) | CasError::Missing { .. }))
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) async fn push(
         changed = true;
         match result {
             // Refused: another controller was faster, or the copy is gone; the next look shows it.
-            Err(error) if !error.is_refused() => failure = failure.or(Some(error)),
+            Err(error) if !error.is_stale() => failure = failure.or(Some(error)),
             Ok(()) | Err(_) => {}
         }
     }

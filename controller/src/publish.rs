@@ -123,7 +123,7 @@ impl Publish {
                 tracing::info!(volume = %name, %node, epoch = epoch + 1, "published");
                 Ok(Step::Again)
             }
-            Err(error) if error.is_refused() => Ok(Step::Again),
+            Err(error) if error.is_stale() => Ok(Step::Again),
             Err(error) => Err(error.into()),
         }
     }

@@ -74,7 +74,7 @@ async fn follow_boot(context: &Context, volume: &MeshStorVolume) -> Result<bool,
             tracing::info!(volume = %name, node = %consumer, %boot, epoch, "new epoch after a reboot");
             Ok(true)
         }
-        Err(error) if error.is_refused() => Ok(true),
+        Err(error) if error.is_stale() => Ok(true),
         Err(error) => Err(error),
     }
 }
@@ -90,7 +90,7 @@ async fn report(
     let Some(patch) = patch::volume_conditions(volume, &changed)? else { return Ok(Next::Rest) };
     match context.writer.patch::<MeshStorVolume>(name, Endpoint::Status, patch).await {
         Ok(()) => Ok(Next::Rest),
-        Err(error) if error.is_refused() => Ok(Next::After(context.config.poll)),
+        Err(error) if error.is_stale() => Ok(Next::After(context.config.poll)),
         Err(error) => Err(error),
     }
 }

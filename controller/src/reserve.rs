@@ -25,6 +25,9 @@ use tokio::time::Instant;
 /// Words of a node's conditions that mean it will not accept this reservation, however long we wait.
 const REFUSALS: [&str; 3] = ["NoSpace", "DriveRefused", "DriveGone"];
 
+/// Refusals in a row after which a reservation is left as it is.
+const LOOKS_MAX: usize = 16;
+
 /// How far the reservations of a volume are.
 pub(crate) enum Progress {
     /// Every copy has its partition.
@@ -55,12 +58,32 @@ pub(crate) struct Reservations {
     next: u32,
     /// Made before the volume's object, used for its first copies.
     planned: Vec<Pick>,
+    /// Objects this call has made, each with the identity of the volume it was made for.
+    made: Vec<(String, String)>,
 }
 
 impl Reservations {
     pub(crate) fn new(topology: TopologyRequirement, local: LocalCopy) -> Reservations {
         let (since, refused) = (BTreeMap::new(), BTreeMap::new());
-        Reservations { topology, local, since, refused, next: 0, planned: Vec::new() }
+        Reservations { topology, local, since, refused, next: 0, planned: Vec::new(), made: Vec::new() }
+    }
+
+    /// The volume was deleted meanwhile: a reservation made too late for the deletion to see must not stay.
+    pub(crate) async fn take_back(&self, context: &Context) -> Result<(), ControlError> {
+        for (name, volume_id) in &self.made {
+            // Its node reports at the same time, which is no reason to let it stay.
+            for _ in 0..LOOKS_MAX {
+                let replica = context.writer.get::<MeshStorReplica>(name).await?;
+                // By now the name may belong to a copy of a later volume.
+                let Some(replica) = replica.filter(|replica| replica.spec.volume_id == *volume_id) else { break };
+                match delete::bury(context, &replica, "ReservationRefused").await {
+                    Ok(()) => break,
+                    Err(error) if error.is_stale() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Looks for room before anything is made.
@@ -140,7 +163,7 @@ impl Reservations {
                 Ok(())
             }
             // It has reported something after all, or is gone: the next look shows it.
-            Err(error) if error.is_refused() => Ok(()),
+            Err(error) if error.is_stale() => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -175,7 +198,11 @@ impl Reservations {
         for pick in picks {
             let id = ReplicaId(self.next);
             self.next = self.next.saturating_add(1);
-            if context.writer.create(&reservation(volume, id, &pick)).await? == Creation::Exists {
+            let reservation = reservation(volume, id, &pick);
+            // Noted first: a creation whose answer is lost may have happened.
+            self.made.push((names::replica(&reservation.spec.volume, id), reservation.spec.volume_id.clone()));
+            if context.writer.create(&reservation).await? == Creation::Exists {
+                self.made.pop();
                 break;
             }
             tracing::info!(replica = %id, node = %pick.node, drive = %pick.drive, "reserved");

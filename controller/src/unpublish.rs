@@ -47,7 +47,7 @@ pub(crate) async fn unpublish(context: Arc<Context>, volume: String, node: Optio
                 tokio::spawn(spread(context, volume));
                 return Ok(());
             }
-            Err(error) if error.is_refused() => {}
+            Err(error) if error.is_stale() => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -35,9 +35,10 @@ pub(crate) enum Endpoint {
 }
 
 /// What became of a creation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Creation {
-    Made,
+    /// With this uid.
+    Made(Option<String>),
     Exists,
 }
 
@@ -83,13 +84,14 @@ impl Writer {
         self.listed::<MeshStorReplica>(&params).await?.into_iter().map(typed).collect()
     }
 
-    /// A volume together with its copies.
+    /// A volume together with its copies. The copies are read first: what they have seen can then never be ahead of the
+    /// volume, unless its record went back in time.
     pub(crate) async fn look(
         &self,
         name: &str,
     ) -> Result<Option<(MeshStorVolume, Vec<MeshStorReplica>)>, ControlError> {
-        let Some(volume) = self.get::<MeshStorVolume>(name).await? else { return Ok(None) };
-        Ok(Some((volume, self.replicas_of(name).await?)))
+        let replicas = self.replicas_of(name).await?;
+        Ok(self.get::<MeshStorVolume>(name).await?.map(|volume| (volume, replicas)))
     }
 
     /// All objects of a kind that can be read; the others are counted and logged.
@@ -121,7 +123,7 @@ impl Writer {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_string()), ..PostParams::default() };
         let api = self.api::<K>();
         match self.in_time(api.create(&params, &object)).await {
-            Ok(_) => Ok(Creation::Made),
+            Ok(made) => Ok(Creation::Made(made.metadata.uid)),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(Creation::Exists),
             Err(source) => Err(failed(&name, source)),
         }

@@ -24,6 +24,9 @@ pub const RECORD_STRIDE: u64 = 64 << 10;
 pub const BITMAP_CHUNK: u64 = 64 << 20;
 /// Partitions start and end on multiples of this.
 pub const ALIGNMENT: u64 = 1 << 20;
+/// Bytes of a data area that have to read zero at each of its ends before it counts as blank. Whatever signs a device does
+/// so within them: ZFS has two labels of 256 KiB at either end, all others are nearer to it (libblkid's probes).
+pub const BLANK_BYTES: u64 = 512 << 10;
 
 // ---------------------------------------------------------------------------------------------- drives
 
@@ -421,7 +424,7 @@ pub struct BlankData {
 impl BlankData {
     /// `head` and `tail` are the first and last bytes of the member's data area as read from `device`.
     pub fn from_bytes(device: &str, head: &[u8], tail: &[u8]) -> Option<BlankData> {
-        let long_enough = head.len() >= ALIGNMENT as usize && tail.len() >= ALIGNMENT as usize;
+        let long_enough = head.len() >= BLANK_BYTES as usize && tail.len() >= BLANK_BYTES as usize;
         let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
         (long_enough && zero(head) && zero(tail)).then(|| BlankData { device: device.to_string() })
     }

@@ -123,6 +123,9 @@ pub enum Op {
         volume: VolumeId,
         /// Device paths in slot order, with their proofs.
         members: Vec<BlankData>,
+        /// So many of them, the first ones, are this node's own; the others are write-mostly, so that reads stay local.
+        /// With none, all are read alike.
+        local: usize,
         /// Component size in bytes.
         component_bytes: u64,
     },
@@ -348,7 +351,7 @@ impl fmt::Display for Op {
             }
             Op::DropMember { key, evidence, .. } => write!(f, "{name} {key} survivor {}", evidence.survivor()),
             Op::Abandon { key, deposed_by } => write!(f, "{name} {key} deposed by epoch {deposed_by}"),
-            Op::CreateArray { volume, members, component_bytes } => {
+            Op::CreateArray { volume, members, component_bytes, .. } => {
                 write!(f, "{name} {} of {component_bytes} bytes from", volume.short())?;
                 members.iter().try_for_each(|m| write!(f, " {}", m.device()))
             }

@@ -97,6 +97,9 @@ pub struct ArrayLook {
     pub live_mounts: BTreeSet<String>,
     /// How long this actor has wanted the array without having it.
     pub waiting_for: Duration,
+    /// Chunks that this process has merged into the array's bitmap while it was degraded without a break. What the
+    /// bitmap on disk shows is no proof: bits found at assembly look the same and are not resynced (F1).
+    pub merged: BTreeSet<u64>,
 }
 
 /// How far an array is.
@@ -186,10 +189,15 @@ impl Machine for Array {
 /// Which candidates the world has to read before planning, and whether their data area as well.
 pub fn probes(look: &ArrayLook) -> BTreeMap<ExportKey, bool> {
     let RecordLook::Fresh(record) = &look.record else { return BTreeMap::new() };
-    let fresh = record.activated_epoch == 0;
     // Never one that does not answer: the read would hang and the plan with it.
-    let all = || look.candidates.keys().filter(|k| answers(k, look)).map(|k| (*k, fresh)).collect();
-    let Some(array) = &look.array else { return all() };
+    let read = |data_too: bool| look.candidates.keys().filter(|k| answers(k, look)).map(|k| (*k, data_too)).collect();
+    let all = || read(false);
+    let Some(array) = &look.array else {
+        // The data area is read once, when the first array can be created: it is a megabyte over the network.
+        let here = |r: &ReplicaId| record.usable_export(*r).is_some_and(|(key, _)| answers(&key, look));
+        let whole = record.in_sync.as_ref().is_some_and(|set| set.iter().all(here));
+        return read(whole && start::first_time(record));
+    };
     if record.activated_epoch < record.epoch || array.sync_action == "frozen" || array.state == "readonly" {
         return all();
     }

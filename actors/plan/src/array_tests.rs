@@ -151,6 +151,7 @@ fn look() -> ArrayLook {
         connections: [(life(1, 0), connection())].into(),
         live_mounts: BTreeSet::new(),
         waiting_for: Duration::ZERO,
+        merged: BTreeSet::new(),
     }
 }
 
@@ -224,10 +225,13 @@ fn the_first_array_is_created_whole_from_blank_members_local_first() {
     at.record().format = FormatRecord::Never;
     *at.probe(0) = blank("/dev/nvme0n1p1");
     *at.probe(1) = blank("/dev/nvme3n1");
-    let Some(Step::Kernel(meshstor_kernel::ops::Op::CreateArray { members, .. })) = at.plan().next else { panic!() };
+    assert!(probes(&at.0).values().all(|data_too| *data_too));
+    let next = at.plan().next;
+    let Some(Step::Kernel(meshstor_kernel::ops::Op::CreateArray { members, local: 1, .. })) = next else { panic!() };
     assert_eq!(members.iter().map(|m| m.device()).collect::<Vec<_>>(), ["/dev/nvme0n1p1", "/dev/nvme3n1"]);
     at.0.waiting_for = Duration::from_secs(3600);
     at.wire().controllers.clear();
+    assert!(probes(&at.0).values().all(|data_too| !data_too), "data are read once, when all copies answer");
     assert_eq!((at.name(), at.reason()), ("rest", "AwaitingConnection"), "a new volume waits for all its copies");
 }
 
@@ -305,6 +309,18 @@ fn bitmaps_are_united_before_sync_is_released() {
     at.probe(1).superblock.as_mut().unwrap().bitmap.as_mut().unwrap().dirty = [3, 5].into();
     assert_eq!(at.name(), "merge-bitmap");
     at.probe(0).superblock.as_mut().unwrap().bitmap.as_mut().unwrap().dirty = [3, 5].into();
+    assert_eq!(at.name(), "release-sync");
+}
+
+/// F17: the flag is in the superblocks, and comes along with them.
+#[test]
+fn nothing_is_write_mostly_while_a_resync_is_pending() {
+    let mut at = At::healthy();
+    at.array().sync_action = "frozen".into();
+    at.array().resync_done = false;
+    at.member("nvme3n1").flags.insert("write_mostly".into());
+    assert_eq!(at.name(), "set-write-mostly");
+    at.member("nvme3n1").flags.remove("write_mostly");
     assert_eq!(at.name(), "release-sync");
 }
 
@@ -400,8 +416,12 @@ fn a_return_merges_the_bitmap_before_the_re_add() {
     own.superblock.as_mut().unwrap().bitmap.as_mut().unwrap().dirty = [7].into();
     assert_eq!(at.name(), "merge-bitmap");
     at.probe(0).superblock.as_mut().unwrap().bitmap.as_mut().unwrap().dirty = [7, 8].into();
+    assert_eq!(at.name(), "merge-bitmap", "a bit on the survivor's disk is no proof that it is resynced");
+    at.0.merged = [7].into();
     assert_eq!(at.name(), "re-add-member");
     at.array().resync_done = false;
+    assert_eq!(at.name(), "release-sync", "a merge leaves a resync pending that nobody starts by itself");
+    at.array().sync_action = "resync".into();
     assert_eq!(at.name(), "rest", "never while a resync is pending");
 }
 

@@ -19,6 +19,8 @@ use std::fmt;
 const SLACK: u64 = ALIGNMENT;
 /// A message names at most this many nodes: gRPC carries it in a header.
 const NAMED_MAX: usize = 12;
+/// And at most this many drives of each.
+const DRIVES_NAMED_MAX: usize = 3;
 
 /// Bytes of the partition that holds one copy of a volume of `size_bytes`.
 pub fn partition_bytes(size_bytes: u64) -> u64 {
@@ -356,6 +358,11 @@ fn best_drive<'a>(node: &'a NodeOffer, request: &Request) -> Result<&'a DriveOff
     }
     let mut why: Vec<String> = node.drives.iter().filter_map(|drive| unfit(drive, request)).collect();
     why.sort();
+    let more = why.len().saturating_sub(DRIVES_NAMED_MAX);
+    if more > 0 {
+        why.truncate(DRIVES_NAMED_MAX);
+        why.push(format!("and {more} drives more"));
+    }
     Err(if why.is_empty() { "reports no drive".to_string() } else { why.join(", ") })
 }
 

@@ -3,12 +3,12 @@
 use super::messages::*;
 use super::{NodeActor, TICK, bind, survey};
 use crate::failure::Failure;
-use crate::messages::{Died, Poke};
+use crate::messages::{Died, Kill, Poke};
 use crate::node::VolumeView;
 use crate::sources::{Change, Seen};
-use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, ResponseFuture};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, MessageResult, ResponseFuture};
 use meshstor_kernel::hint::Hint;
-use meshstor_kernel::id::{ReplicaKey, VolumeId};
+use meshstor_kernel::id::VolumeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
@@ -20,6 +20,9 @@ impl Actor for NodeActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        if !crate::shell::running() {
+            return;
+        }
         ctx.run_interval(TICK, |node, ctx| node.tick(ctx));
         self.watches = self.sources.watch_own(&self.env.me.0);
         actix::spawn(forward(self.env.kernel.hints(), self.me.clone()));
@@ -124,6 +127,7 @@ impl Handler<Surveyed> for NodeActor {
 
     fn handle(&mut self, Surveyed(result): Surveyed, ctx: &mut Self::Context) {
         self.surveying = false;
+        self.survey_ended = Some(tokio::time::Instant::now());
         if self.stopping.is_some() {
             return;
         }
@@ -131,11 +135,9 @@ impl Handler<Surveyed> for NodeActor {
             Ok(survey) => self.take_in(survey),
             Err(error) => {
                 tracing::error!(%error, "the kernel could not be looked at");
+                self.survey_ended = None;
                 ctx.run_later(SURVEY_AGAIN, |node, _| node.survey_soon());
             }
-        }
-        if std::mem::take(&mut self.survey_again) {
-            self.survey_soon();
         }
         self.sweep(ctx);
     }
@@ -145,9 +147,10 @@ impl Handler<StageVolume> for NodeActor {
     type Result = MessageResult<StageVolume>;
 
     fn handle(&mut self, wish: StageVolume, ctx: &mut Self::Context) -> Self::Result {
-        let receiver = self.bring_up(&wish.name, wish.volume, Some(wish.target));
+        let fresh = self.surveyed && !self.volumes.contains_key(&wish.volume);
+        let view = self.bring_up(&wish.name, wish.volume, Some(wish.target));
         self.sweep(ctx);
-        MessageResult(receiver)
+        MessageResult(Staging { view, fresh })
     }
 }
 
@@ -203,6 +206,23 @@ impl Handler<AskMounted> for NodeActor {
             let mounted = bind::mounted(&env, question.path).await?;
             Ok(mounted.map(|mounted| Mounted { view: views.get(&mounted.volume).cloned(), ..mounted }))
         })
+    }
+}
+
+impl Handler<Kill> for NodeActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Kill, ctx: &mut Self::Context) {
+        self.drives.kill_all();
+        self.partitions.kill_all();
+        self.exports.kill_all();
+        self.connections.kill_all();
+        self.arrays.kill_all();
+        self.stages.kill_all();
+        let _ = self.writer.try_send(Kill);
+        self.watches.clear();
+        self.volumes.clear();
+        ctx.terminate();
     }
 }
 

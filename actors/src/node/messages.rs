@@ -18,7 +18,7 @@ pub struct Hinted(pub BTreeSet<Hint>);
 
 /// Have a volume mounted at a path. Answers with what to wait on.
 #[derive(Message, Debug)]
-#[rtype(result = "watch::Receiver<VolumeView>")]
+#[rtype(result = "Staging")]
 pub struct StageVolume {
     /// Name of its object.
     pub name: String,
@@ -26,6 +26,15 @@ pub struct StageVolume {
     pub volume: VolumeId,
     /// Where.
     pub target: String,
+}
+
+/// A volume on its way to be mounted.
+#[derive(Debug)]
+pub struct Staging {
+    /// How it is.
+    pub view: watch::Receiver<VolumeView>,
+    /// This node held nothing of it before: undoing the stage undoes all there is.
+    pub fresh: bool,
 }
 
 /// Have a volume mounted nowhere, its array stopped, its connections gone. `None`: this node holds nothing of it.

@@ -27,7 +27,6 @@ pub use volumes::{VolumeState, VolumeView};
 
 use crate::clock::Clock;
 use crate::env::Env;
-use crate::failure::Failure;
 use crate::kinds::{Arrays, Connections, Drives, Exports, Partitions, Stages};
 use crate::messages::Poke;
 use crate::shell::World;
@@ -36,19 +35,19 @@ use crate::status::{Board, Object, Overwritten, StatusWriter};
 use crate::tree::Family;
 use crate::worlds::{array, connection, drive, export, partition, stage};
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context};
-use messages::Surveyed;
-use survey::Survey;
+use meshstor_api::node::QuarantinedPort;
 use meshstor_api::{MeshStorNodeDevice, MeshStorVolume};
 use meshstor_kernel::SharedKernel;
 use meshstor_kernel::facts::{NodeFact, Transport};
 use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaKey, VolumeId};
-use meshstor_api::node::QuarantinedPort;
-use std::collections::{BTreeMap, BTreeSet};
 use meshstor_plan::Machine;
+use messages::Surveyed;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
+use survey::Survey;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -58,15 +57,15 @@ const TICK: Duration = Duration::from_secs(1);
 const HEARTBEAT_TICKS: u64 = 20;
 /// Surveys and reviews without a hint: this many ticks.
 const SURVEY_TICKS: u64 = 60;
+/// Rest between two surveys: a survey reads every drive, and one change of the kernel comes with many hints.
+const SURVEY_REST: Duration = Duration::from_secs(2);
 /// Objects out of sight are asked for again: this many ticks.
 const DOUBT_TICKS: u64 = 10;
 /// Hints, watch events and reports of hundreds of children at once.
 const MAILBOX: usize = 1024;
 /// Node annotations that name the addresses of exports.
-const ANNOTATIONS: [(Transport, &str); 2] = [
-    (Transport::Tcp, "meshstor.io/nvme-over-tcp-address"),
-    (Transport::Rdma, "meshstor.io/nvme-over-rdma-address"),
-];
+const ANNOTATIONS: [(Transport, &str); 2] =
+    [(Transport::Tcp, "meshstor.io/nvme-over-tcp-address"), (Transport::Rdma, "meshstor.io/nvme-over-rdma-address")];
 
 /// Who a node agent is.
 #[derive(Clone)]
@@ -110,6 +109,7 @@ pub struct NodeActor {
     surveying: bool,
     survey_again: bool,
     surveyed: bool,
+    survey_ended: Option<Instant>,
     ticks: u64,
     wake: Option<(Instant, actix::SpawnHandle)>,
     stopping: Option<watch::Sender<bool>>,
@@ -170,6 +170,7 @@ impl NodeActor {
             surveying: false,
             survey_again: false,
             surveyed: false,
+            survey_ended: None,
             ticks: 0,
             wake: None,
             stopping: None,
@@ -252,9 +253,13 @@ impl NodeActor {
         if self.ticks.is_multiple_of(SURVEY_TICKS) {
             self.survey_soon();
             self.review_ports();
+            self.list_replicas();
         }
         if self.ticks.is_multiple_of(DOUBT_TICKS) {
             std::mem::take(&mut self.doubtful).into_iter().for_each(|name| self.verify_replica(name));
+        }
+        if self.survey_again {
+            self.survey_soon();
         }
         let volumes: Vec<VolumeId> = self.volumes.keys().copied().collect();
         volumes.into_iter().for_each(|volume| {
@@ -263,12 +268,14 @@ impl NodeActor {
         self.sweep(ctx);
     }
 
-    /// Looks at the kernel as a whole, or once more when that is being done already.
+    /// Looks at the kernel as a whole; a little later when that was done just now, once more when it is being done.
     fn survey_soon(&mut self) {
-        if std::mem::replace(&mut self.surveying, true) {
+        if self.surveying || self.survey_ended.is_some_and(|at| at.elapsed() < SURVEY_REST) {
             self.survey_again = true;
             return;
         }
+        self.surveying = true;
+        self.survey_again = false;
         let (env, me) = (self.env.clone(), self.me.clone());
         actix::spawn(async move {
             let result = survey::survey(&env).await;
@@ -326,7 +333,11 @@ impl NodeActor {
 
     fn volume_changed(&mut self, change: Change<MeshStorVolume>) {
         let objects = match change {
-            Change::Listed(objects) => objects,
+            // A volume of ours that is not in the list is a hint: each array asks for its own record.
+            Change::Listed(objects) => {
+                self.arrays.look_where(|_| true);
+                objects
+            }
             Change::Applied(object) => vec![*object],
             // Who deposed us, or whether somebody did, only a read by name can tell.
             Change::Gone(name) => {
@@ -380,7 +391,7 @@ impl NodeActor {
 /// An empty family whose children's worlds are made by `make`.
 fn family<K, M, W>(me: &Addr<NodeActor>, env: &Rc<Env>, make: fn(Rc<Env>, K) -> W) -> Family<K, M, W>
 where
-    K: Ord + Clone + Display,
+    K: Ord + Clone + Display + 'static,
     M: Machine,
     W: World<M>,
 {
@@ -388,6 +399,8 @@ where
     Family::new(me.clone().recipient(), me.clone().recipient(), move |key: &K| make(Rc::clone(&env), key.clone()))
 }
 
+#[cfg(test)]
+mod rig;
 #[cfg(test)]
 #[path = "node_tests.rs"]
 mod tests;

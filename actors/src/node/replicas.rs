@@ -8,7 +8,7 @@ use super::NodeActor;
 use super::messages::Verified;
 use super::report;
 use crate::events;
-use crate::sources::Change;
+use crate::sources::{Change, Seen};
 use crate::status::{Object, Overwritten, Put};
 use crate::worlds::partition::tombstone;
 use meshstor_api::MeshStorReplica;
@@ -121,6 +121,19 @@ impl NodeActor {
             return Err(format!("spec.clusterID is {}, this cluster is {}", spec.cluster_id, self.env.cluster));
         }
         Ok(ReplicaKey { volume, replica })
+    }
+
+    /// Lists this node's replicas anew: a watch that missed an event must not hide it for as long as the watch lasts.
+    pub(super) fn list_replicas(&self) {
+        let (env, me) = (self.env.clone(), self.me.clone());
+        actix::spawn(async move {
+            match env.server.replicas_on(&env.me.0).await {
+                Ok(objects) => {
+                    let _ = me.send(Seen::Replica(Change::Listed(objects))).await;
+                }
+                Err(error) => tracing::debug!(%error, "this node's replicas could not be listed"),
+            }
+        });
     }
 
     /// Asks for an object that a watch no longer shows.

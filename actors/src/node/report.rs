@@ -137,12 +137,7 @@ pub(super) fn node(
         let list: Vec<_> = ports.values().collect();
         fields.insert("quarantinedPorts".into(), if list.is_empty() { Value::Null } else { json!(list) });
     }
-    Put {
-        fields,
-        telemetry: json!({ "heartbeat": now }),
-        conditions: preflight(&fact.checks),
-        create: Some(json!({})),
-    }
+    Put { fields, telemetry: json!({ "heartbeat": now }), conditions: preflight(&fact.checks), create: Some(json!({})) }
 }
 
 /// `Ready`, and one condition that names the checks that failed though the node can do without them.
@@ -174,8 +169,17 @@ pub(super) fn volume(array: &Report<ArrayReport>, stage: Option<&Report<StageRep
     let stage_reason = stage.and_then(|stage| first(stage, stage.status.reason.as_ref()));
     let staged = stage.is_some_and(|stage| stage.status.ready && stage.failing.is_none());
     let reason = array_reason.or(stage_reason);
-    let healthy = said("Healthy", reason.is_none() && status.phase == ArrayPhase::Active, reason);
-    let ready = said("Ready", staged && status.phase == ArrayPhase::Active, reason);
+    let healthy = said("Healthy", reason.is_none(), reason);
+    let active = status.phase == ArrayPhase::Active;
+    let ready = match reason {
+        None if !(staged && active) => Said {
+            type_: "Ready",
+            status: false,
+            reason: if active { "NotMounted" } else { "Stopped" }.to_string(),
+            message: format!("not mounted on its consumer; the array is {}", if active { "active" } else { "stopped" }),
+        },
+        reason => said("Ready", staged && active, reason),
+    };
     let fields = match state(status) {
         Some(state) => json!({"array": {"state": state, "members": members(&status.members)}}),
         None => json!({}),

@@ -112,17 +112,24 @@ impl NodeActor {
         volume: VolumeId,
         target: Option<String>,
     ) -> watch::Receiver<VolumeView> {
+        if self.stopping.is_some() {
+            return ending();
+        }
         let going = Going::Up(target.clone());
         self.head_for(name, volume, going);
         self.arrays.want(&volume, Some(ArrayWish { volume, staged: true }));
         if target.is_some() {
-            self.stages.want(&volume, Some(StageWish { volume, target }));
+            // Whoever asks must not be told what was true before a mount died.
+            self.stages.want_afresh(&volume, Some(StageWish { volume, target }));
         }
         self.advance(volume)
     }
 
     /// Wants a volume gone from this node.
     pub(super) fn let_go(&mut self, name: &str, volume: VolumeId) -> watch::Receiver<VolumeView> {
+        if self.stopping.is_some() {
+            return ending();
+        }
         self.head_for(name, volume, Going::Down);
         self.stages.want(&volume, Some(StageWish { volume, target: None }));
         if !self.arrays.contains(&volume) {
@@ -285,6 +292,11 @@ impl NodeActor {
         self.volumes.remove(&volume);
         self.env.forget(volume);
     }
+}
+
+/// What those get to see who ask an agent that ends: a channel that closes.
+fn ending() -> watch::Receiver<VolumeView> {
+    watch::channel(VolumeView { wish: 0, state: VolumeState::Releasing, waits: None }).1
 }
 
 /// A view of a volume that this node holds nothing of.

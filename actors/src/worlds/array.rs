@@ -8,11 +8,11 @@ use meshstor_api::MeshStorVolume;
 use meshstor_kernel::KernelError;
 use meshstor_kernel::facts::{ConnectionFact, PartitionFact};
 use meshstor_kernel::id::{ExportKey, ReplicaKey, VolumeId};
-use meshstor_kernel::ops::Changed;
+use meshstor_kernel::ops::{Changed, Op};
 use meshstor_plan::Step;
 use meshstor_plan::array::{Array, ArrayLook, ArrayWish, Candidate, probes};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -25,12 +25,20 @@ pub struct ArrayWorld {
     stored: RefCell<Option<MeshStorVolume>>,
     /// Since when the array is wanted and not there.
     waiting_since: Cell<Option<Instant>>,
+    /// Chunks merged into the running array's bitmap since it was last whole or absent.
+    merged: RefCell<BTreeSet<u64>>,
 }
 
 impl ArrayWorld {
     /// Of this volume.
     pub fn new(env: Rc<Env>, volume: VolumeId) -> Self {
-        ArrayWorld { env, volume, stored: RefCell::default(), waiting_since: Cell::default() }
+        ArrayWorld {
+            env,
+            volume,
+            stored: RefCell::default(),
+            waiting_since: Cell::default(),
+            merged: RefCell::default(),
+        }
     }
 
     async fn candidates(
@@ -115,6 +123,9 @@ impl World<Array> for ArrayWorld {
             Some(_) => kernel.filesystem(self.volume).await?.mounts,
             None => BTreeMap::new(),
         };
+        if array.as_ref().is_none_or(|array| array.degraded == 0) {
+            self.merged.borrow_mut().clear();
+        }
         let waiting_for = self.waiting_for(staged, array.is_some());
         let mut look = ArrayLook {
             me: self.env.me.clone(),
@@ -125,6 +136,7 @@ impl World<Array> for ArrayWorld {
             connections,
             live_mounts: live_mounts.into_iter().filter(|(_, alive)| *alive).map(|(target, _)| target).collect(),
             waiting_for,
+            merged: self.merged.borrow().clone(),
         };
         if staged {
             self.probe(&mut look).await;
@@ -134,7 +146,13 @@ impl World<Array> for ArrayWorld {
 
     async fn apply(&self, step: &Step) -> Result<Changed, Failure> {
         match step {
-            Step::Kernel(op) => Ok(self.env.kernel.apply(op).await?),
+            Step::Kernel(op) => {
+                let changed = self.env.kernel.apply(op).await?;
+                if let Op::MergeBitmap { chunks, .. } = op {
+                    self.merged.borrow_mut().extend(chunks);
+                }
+                Ok(changed)
+            }
             Step::Record(op) => self.apply_to_record(op).await,
         }
     }

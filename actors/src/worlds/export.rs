@@ -44,11 +44,8 @@ impl ExportWorld {
         if !ours || replica != self.key.replica || record.node != self.env.me {
             return None;
         }
-        let reported = record.export.map(|e| ExportKeyListen {
-            epoch: e.epoch,
-            generation: e.generation,
-            listen: e.listen,
-        });
+        let reported =
+            record.export.map(|e| ExportKeyListen { epoch: e.epoch, generation: e.generation, listen: e.listen });
         Some(ExportWish {
             cluster: self.env.cluster,
             volume_name: spec.volume.clone(),

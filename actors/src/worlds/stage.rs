@@ -11,7 +11,7 @@ use crate::worlds::array::ArrayWorld;
 use meshstor_kernel::facts::{BlankData, FsFact};
 use meshstor_kernel::id::VolumeId;
 use meshstor_kernel::ops::Changed;
-use meshstor_plan::array::{Array, ArrayLook, ArrayReport, ArrayWish, RecordLook};
+use meshstor_plan::array::{Array, ArrayLook, ArrayPhase, ArrayReport, ArrayWish, RecordLook};
 use meshstor_plan::record::FormatRecord;
 use meshstor_plan::stage::{Stage, StageLook, StageWish};
 use meshstor_plan::{Machine, Step};
@@ -64,7 +64,9 @@ impl World<Stage> for StageWorld {
         let staged = ArrayWish { volume: self.volume, staged: true };
         let look = self.array.observe(Some(&staged)).await?;
         let array = Array::plan(Some(&staged), &look).status;
-        let blank = self.blank(&look).await;
+        // A megabyte of each member: not before the decision can be made.
+        let usable = array.phase == ArrayPhase::Active;
+        let blank = if usable { self.blank(&look).await } else { Vec::new() };
         // Read after the array was seen active: a file system on an array that was not is none.
         let fs = self.env.kernel.filesystem(self.volume).await?;
         Ok(StageLook { record: look.record, array, fs, blank })

@@ -4,6 +4,8 @@
 
 use super::*;
 use meshstor_kernel::id::NodeName;
+use meshstor_plan::record::DepartureRecord;
+use serde_json::Value;
 
 const CLUSTER: &str = "11111111-2222-4333-8444-555555555555";
 const VOLUME: &str = "0f9a2c56-1c1b-4a1e-9f43-0d8a1c2b3e4f";

@@ -43,6 +43,9 @@ impl Cluster {
         let lab = Lab::up(&config)?;
         let control = ControlPlane::up(true)?;
         apply_crds(binaries, &control)?;
+        for guest in lab.guests() {
+            apply_node(&control, &guest)?;
+        }
         let (controller, socket) = start_controller(binaries, &control, &lab)?;
         let cluster = Cluster { csi: Csi::at(&socket)?, controller, nodes: BTreeMap::new(), lab, control };
         cluster.start_agents()
@@ -109,6 +112,12 @@ impl Cluster {
         Ok(serde_json::from_str(&self.control.kubectl(&arguments)?)?)
     }
 
+    /// Puts a node into maintenance (no new copies) or takes it out.
+    pub fn maintenance(&self, node: &str, on: bool) -> Result<()> {
+        let patch = format!(r#"{{"spec":{{"maintenance":{on}}}}}"#);
+        self.control.kubectl(&["patch", "msnode", node, "--type=merge", "-p", &patch]).map(drop)
+    }
+
     /// The recorded in-sync set of a volume, sorted.
     pub fn in_sync(&self, volume: &str) -> Result<Vec<String>> {
         let object = self.get(&["msvol", volume])?;
@@ -171,10 +180,27 @@ impl Drop for Cluster {
 
 fn agent_command(name: &str) -> String {
     format!(
-        "mkdir -p /run/meshstor && KUBECONFIG=/etc/meshstor.kubeconfig RUST_LOG=info setsid nohup \
+        "mkdir -p /run/meshstor; KUBECONFIG=/etc/meshstor.kubeconfig RUST_LOG=info setsid nohup \
          /host/meshstor node --node-name {name} --csi-endpoint unix://{NODE_SOCKET} \
          --metrics-address 127.0.0.1:9808 >>{AGENT_LOG} 2>&1 </dev/null & echo $! >/run/meshstor/agent.pid"
     )
+}
+
+/// The Kubernetes Node object, with the addresses that its exports use: each guest has others that lead elsewhere.
+fn apply_node(control: &ControlPlane, guest: &Guest) -> Result<()> {
+    let (name, address) = (guest.name(), guest.address());
+    let mut annotations = serde_json::json!({ "meshstor.io/nvme-over-tcp-address": address });
+    if name != TCP_ONLY {
+        annotations["meshstor.io/nvme-over-rdma-address"] = address.into();
+    }
+    let node = serde_json::json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": name, "annotations": annotations }
+    });
+    let file = std::env::temp_dir().join(format!("meshstor-node-{name}-{}.json", std::process::id()));
+    std::fs::write(&file, node.to_string())?;
+    let applied = control.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()]);
+    std::fs::remove_file(&file)?;
+    applied.map(drop)
 }
 
 fn apply_crds(binaries: &Path, control: &ControlPlane) -> Result<()> {

@@ -57,12 +57,27 @@ pub struct Volume {
 
 /// CreateVolume → NodePublish, each call once; a call that fails fails the story.
 pub fn bring_up(cluster: &Cluster, wanted: &Wanted<'_>, node: &str) -> Result<(Volume, String)> {
-    let (created, create) = cluster.csi.create(wanted)?;
+    let (created, create) = create_on(cluster, wanted)?;
     let id = created.volume_id;
     let data_id = cluster.get(&["msvol", &id])?["spec"]["volumeID"].as_str().context("spec.volumeID")?.to_string();
     let times = attach(cluster, &id, node)?;
     let line = format!("create {:.2} s, {times}", create.as_secs_f64());
     Ok((Volume { id, data_id, at: node.into(), history: History::default() }, line))
+}
+
+/// CreateVolume with the copies on exactly the wanted nodes: the others are in maintenance meanwhile, as an operator
+/// would have it. Of a topology only the first node counts for placement.
+pub fn create_on(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(meshstor_csi::proto::Volume, Duration)> {
+    let names: Vec<String> = cluster.lab.guests().iter().map(|g| g.name()).collect();
+    let others = || names.iter().filter(|n| !wanted.nodes.is_empty() && !wanted.nodes.contains(&n.as_str()));
+    for other in others() {
+        cluster.maintenance(other, true)?;
+    }
+    let created = cluster.csi.create(wanted);
+    for other in others() {
+        cluster.maintenance(other, false)?;
+    }
+    created
 }
 
 /// ControllerPublish → NodeStage → NodePublish, each answered at the first call.

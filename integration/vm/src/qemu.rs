@@ -13,8 +13,16 @@ pub(crate) const API: &str = "api0";
 /// NVMe drives of a guest: one for each sector size.
 pub(crate) const SECTOR_SIZES: [u32; 2] = [4096, 512];
 
-/// A multicast group on loopback is a switch that needs no privileges.
-const SWITCH: &str = "230.0.0.77:17777,localaddr=127.0.0.1";
+/// A multicast group on loopback is a switch that needs no privileges. Each lab (each run directory) has a port of its
+/// own, so that two labs on one machine do not share a network.
+fn switch(run: &Path) -> String {
+    let sum = run
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
+    format!("230.0.0.77:{},localaddr=127.0.0.1", 10_000 + sum % 10_000)
+}
 
 /// A node of the lab: `node-a` is number 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,7 +165,7 @@ impl Machine<'_> {
         // The way for ssh reaches nothing else; the way to the API server has the host at 10.0.2.2.
         words(&[
             "-netdev",
-            &format!("socket,id={STORAGE},mcast={SWITCH}"),
+            &format!("socket,id={STORAGE},mcast={}", switch(self.dir.parent().unwrap_or(self.dir))),
             "-netdev",
             &format!(
                 "user,id=mgmt0,net=10.0.3.0/24,ipv6=off,restrict=on,hostfwd=tcp:127.0.0.1:{}-10.0.3.15:22",

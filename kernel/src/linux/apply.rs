@@ -2,7 +2,7 @@
 //!
 //! Called by the seam. It knows which file carries out what, and nothing else.
 
-use super::{Shared, fabrics, fs, gpt, md, mdadm, mdops, nvmet, openers, partition, probe};
+use super::{Shared, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, partition, probe};
 use crate::error::{KernelError, Result};
 use crate::facts::Listen;
 use crate::id::{ExportKey, NodeName, Nqn, VolumeId};
@@ -71,20 +71,14 @@ async fn array_or_mount(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
     if let Some(volume) = volume_of(&op) {
         shared.volumes.note(volume);
     }
-    let tool = mdadm::Mdadm {
-        root: &shared.root,
-        ring: &shared.ring,
-        tools: &shared.tools,
-        minors: &shared.minors,
-    };
     match op {
-        Op::CreateArray { volume, members, component_bytes } => tool.create(volume, &members, component_bytes).await,
-        Op::ReAddMember { volume, device } => tool.re_add(volume, &device).await,
-        Op::AddMember { volume, device } => tool.add(volume, &device).await,
-        Op::AddBitmap { volume } => tool.add_bitmap(volume).await,
-        Op::MakeFilesystem { volume, permit } => {
-            fs::make(&shared.root, &shared.ring, &shared.tools, volume, &permit).await
+        Op::CreateArray { volume, members, local, component_bytes } => {
+            mdadm::create(shared, volume, &members, local, component_bytes).await
         }
+        Op::ReAddMember { volume, device } => mdadm::re_add(shared, volume, &device).await,
+        Op::AddMember { volume, device } => join::add(shared, volume, &device).await,
+        Op::AddBitmap { volume } => mdadm::add_bitmap(shared, volume).await,
+        Op::MakeFilesystem { volume, permit } => fs::make(shared, volume, &permit).await,
         other => shared.blocking(other.name(), move |s| through_attributes(s, &other)).await,
     }
 }
@@ -151,9 +145,14 @@ async fn connect(shared: &Arc<Shared>, key: ExportKey, node: NodeName, address: 
 /// A foreign array is stopped only when one of its components carries a record of ours.
 async fn stop_foreign(shared: &Arc<Shared>, name: String) -> Result<Changed> {
     let op = format!("stop-foreign-array {name}");
-    let dir = md::dir(&shared.root, &name);
-    let mut ours = !dir.is_dir();
-    for component in md::members(&dir).into_keys() {
+    let foreign = name.clone();
+    let look = move |s: &Shared| {
+        let dir = md::dir(&s.root, &foreign);
+        Ok((dir.is_dir(), md::members(&dir)))
+    };
+    let (there, members) = shared.look(&op, look).await?;
+    let mut ours = !there;
+    for component in members.into_keys() {
         let device = shared.root.dev.join(component).to_string_lossy().into_owned();
         ours |= probe::member(&shared.ring, &device, false).await.is_ok_and(|probe| probe.record.is_some());
     }

@@ -31,7 +31,8 @@ pub fn read_number<T: std::str::FromStr>(path: &Path) -> Option<T> {
 
 /// Writes an attribute in one system call: the kernel takes each `write` as one whole command.
 pub fn write(op: &str, path: &Path, value: &str) -> Result<()> {
-    let done = OpenOptions::new().write(true).truncate(true).open(path).and_then(|mut file| file.write_all(value.as_bytes()));
+    let done =
+        OpenOptions::new().write(true).truncate(true).open(path).and_then(|mut file| file.write_all(value.as_bytes()));
     done.map_err(|e| KernelError::io(format!("{op}: write {value:?}"), show(path), &e))
 }
 

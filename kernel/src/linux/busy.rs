@@ -51,7 +51,9 @@ fn object(op: &Op) -> String {
         Op::LabelDrive { evidence } => format!("drive {}", evidence.drive()),
         Op::AddPartition { drive, .. } => format!("drive {drive}"),
         Op::AnnouncePartition { key } | Op::WriteRecord { key, .. } => format!("partition {key}"),
-        Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => format!("partition {}", evidence.key()),
+        Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {
+            format!("partition {}", evidence.key())
+        }
         Op::Export { key, .. } | Op::Fence { key } | Op::RemoveExport { key } => format!("export {}", key.replica),
         Op::Connect { key, .. } | Op::Disconnect { key } | Op::DropMember { key, .. } | Op::Abandon { key, .. } => {
             format!("connection {key}")

@@ -183,9 +183,8 @@ pub fn read_table(window: Window<'_>) -> Result<Option<Table>, String> {
 
 /// Two sound copies: the same table, or a table and an edit of ours that did not get to the primary.
 fn agree(primary: Header, backup: Header) -> Result<Table, String> {
-    let same_frame = primary.disk_guid == backup.disk_guid
-        && primary.usable == backup.usable
-        && primary.slots == backup.slots;
+    let same_frame =
+        primary.disk_guid == backup.disk_guid && primary.usable == backup.usable && primary.slots == backup.slots;
     if same_frame && primary.array == backup.array {
         return Ok(primary.into_table(true));
     }

@@ -173,12 +173,7 @@ async fn sample(root: &Root, ring: &Ring, known: &BTreeMap<String, Known>) -> BT
             asked.push((nqn, name, Ask::Stat, dir.join(path).join("stat")));
         }
     }
-    let request = |path: &Path| ReadRequest {
-        path: attr::show(path),
-        offset: 0,
-        len: ATTRIBUTE_BYTES,
-        direct: false,
-    };
+    let request = |path: &Path| ReadRequest { path: attr::show(path), offset: 0, len: ATTRIBUTE_BYTES, direct: false };
     let answers = ring.read_many(asked.iter().map(|ask| request(&ask.3)).collect(), READ_DEADLINE).await;
     let mut samples: BTreeMap<Nqn, Sample> = BTreeMap::new();
     for ((nqn, name, ask, _), answer) in asked.into_iter().zip(answers) {

@@ -19,6 +19,7 @@ const QUOTE: usize = 800;
 #[derive(Debug, Default)]
 pub struct Tools {
     found: Mutex<BTreeMap<String, PathBuf>>,
+    versions: Mutex<BTreeMap<String, String>>,
 }
 
 impl Tools {
@@ -31,6 +32,20 @@ impl Tools {
         let path = FOLDERS.iter().map(|folder| PathBuf::from(folder).join(program)).find(|path| path.is_file())?;
         found.insert(program.to_string(), path.clone());
         Some(path)
+    }
+
+    /// What a program says of its version, asked once: the node is looked at often, and each process costs. Empty while
+    /// the program cannot be run.
+    pub async fn version(&self, program: &str, flag: &str, deadline: Duration) -> String {
+        let known = self.versions.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get(program).cloned();
+        if let Some(version) = known {
+            return version;
+        }
+        let Ok(output) = self.run(program, &args(&[flag]), deadline).await else { return String::new() };
+        let version = output.trim().to_string();
+        let mut versions = self.versions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        versions.insert(program.to_string(), version.clone());
+        version
     }
 
     /// Runs a program and returns what it printed on standard output.

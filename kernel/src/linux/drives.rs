@@ -10,14 +10,17 @@ use crate::linux::classify::{self, Geometry, Verdict, WINDOW_BYTES, Window, free
 use crate::linux::gpt;
 use crate::linux::root::{Root, list, list_if_any, read_attr};
 use crate::linux::uring::{ReadRequest, Ring};
+use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// A drive that answers at all answers within this; the NVMe driver gives up on a command after 30 s.
 pub const READ_DEADLINE: Duration = Duration::from_secs(5);
@@ -118,9 +121,7 @@ pub async fn look(root: &Root) -> Result<Vec<Seen>> {
 async fn observe(ring: &Ring, seen: Seen) -> DriveFact {
     let geometry = seen.namespace.geometry();
     let verdict = match read_ends(ring, &seen.namespace, WINDOW_BYTES).await {
-        Ok((first, last)) => {
-            classify::classify(&seen.namespace.id, Window { geometry, first: &first, last: &last })
-        }
+        Ok((first, last)) => classify::classify(&seen.namespace.id, Window { geometry, first: &first, last: &last }),
         Err(error) => Verdict { class: DriveClass::Unreadable(error.detail), table: None },
     };
     fact(seen, verdict)
@@ -129,8 +130,7 @@ async fn observe(ring: &Ring, seen: Seen) -> DriveFact {
 /// The first and the last `bytes` of a drive, past the page cache, at once.
 pub async fn read_ends(ring: &Ring, namespace: &Namespace, bytes: u64) -> Result<(Vec<u8>, Vec<u8>)> {
     let len = bytes.min(namespace.size_bytes);
-    let request =
-        |offset| ReadRequest { path: namespace.path.clone(), offset, len: len as usize, direct: true };
+    let request = |offset| ReadRequest { path: namespace.path.clone(), offset, len: len as usize, direct: true };
     let ends = vec![request(0), request(namespace.size_bytes - len)];
     let mut results = ring.read_many(ends, READ_DEADLINE).await.into_iter();
     match (results.next(), results.next()) {
@@ -176,7 +176,8 @@ fn fact(seen: Seen, verdict: Verdict) -> DriveFact {
 /// One namespace by its identity. Refused while two drives answer to it.
 pub fn find(root: &Root, id: &DriveId) -> Result<Namespace> {
     let found = namespaces(root)?.into_iter().find(|namespace| namespace.id == *id);
-    let namespace = found.ok_or_else(|| KernelError::wait("find drive", id.0.clone(), "no drive of this name is here"))?;
+    let namespace =
+        found.ok_or_else(|| KernelError::wait("find drive", id.0.clone(), "no drive of this name is here"))?;
     match &namespace.ambiguous {
         Some(why) => Err(KernelError::refuse("find drive", namespace.path.clone(), why.clone())),
         None => Ok(namespace),
@@ -267,7 +268,8 @@ fn mark_ambiguous(found: &mut [Namespace]) {
     for namespace in found.iter_mut() {
         match seen.get(&namespace.id) {
             Some(names) if names.len() > 1 => {
-                namespace.ambiguous = Some(format!("{} have the same serial number and namespace id", names.join(" and ")));
+                namespace.ambiguous =
+                    Some(format!("{} have the same serial number and namespace id", names.join(" and ")));
             }
             _ => {}
         }
@@ -330,14 +332,34 @@ fn kernel_partition(root: &Root, at: &Path, name: &str) -> Result<(u32, KernelPa
 }
 
 /// Opens a device node that must be the device sysfs spoke of: a stale node of a drive that was replaced leads elsewhere.
-pub fn open_node(path: &Path, numbers: Option<&str>, options: &OpenOptions) -> std::io::Result<File> {
+pub fn open_node(path: &Path, numbers: Option<&str>, options: &OpenOptions) -> io::Result<File> {
     let file = options.open(path)?;
     let device = file.metadata()?.rdev();
-    let found = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let found = format!("{}:{}", major(device), minor(device));
     match numbers {
-        Some(numbers) if numbers != found => Err(std::io::Error::other(format!("the node is {found}, not {numbers}"))),
+        Some(numbers) if numbers != found => Err(io::Error::other(format!("the node is {found}, not {numbers}"))),
         _ => Ok(file),
     }
+}
+
+/// Opens a device for writing by its numbers, through a node of our own that is gone again at once.
+///
+/// udev watches the well-known nodes: when one that was open for writing is closed it re-reads the partition table of
+/// a whole drive (BLKRRPART, which takes all partitions away for a moment when none is in use) and probes a partition
+/// anew, upon which the stock rules may start an array on it. Watches go by inode, so a node of our own has none.
+pub fn open_quietly(path: &Path, numbers: Option<&str>, options: &OpenOptions) -> io::Result<File> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let device = numbers.and_then(|numbers| numbers.split_once(':'));
+    let device = device.and_then(|(major, minor)| Some(makedev(major.parse().ok()?, minor.parse().ok()?)));
+    let Some(device) = device else { return open_node(path, numbers, options) };
+    let own = path.with_file_name(format!(".meshstor-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    if mknod(&own, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, device).is_err() {
+        // Without the right to make nodes: noisy, and as safe as before.
+        return open_node(path, numbers, options);
+    }
+    let file = open_node(&own, numbers, options);
+    std::fs::remove_file(&own)?;
+    file
 }
 
 /// Whether a drive that could not be read may still hold what is looked for: one that did not answer may, one that

@@ -4,7 +4,7 @@
 //! wait run on the blocking pool. It never repairs a file system and never formats what is not proven blank (P4).
 
 use super::attr;
-use super::cmd::{Tools, args};
+use super::cmd::args;
 use super::ioctl::{self, GoingDown};
 use super::mounts::{self, Mount};
 use super::root::Root;
@@ -111,21 +111,29 @@ pub fn alive(mount: &Mount) -> bool {
 
 /// Makes an XFS. Refused while mounted, and on anything but zeroes unless the record says a first attempt of ours was
 /// never handed out.
-pub async fn make(root: &Root, ring: &Ring, tools: &Tools, volume: VolumeId, permit: &FormatPermit) -> Result<Changed> {
+pub(super) async fn make(shared: &Arc<Shared>, volume: VolumeId, permit: &FormatPermit) -> Result<Changed> {
     let op = format!("make-filesystem {}", volume.short());
-    let name = md::find(root, volume).ok_or_else(|| KernelError::refuse(&op, volume.short(), "the volume has no array"))?;
-    let device = attr::show(&root.dev.join(&name));
-    let number = md::device_number(root, &name).unwrap_or_default();
-    if let Some(mount) = mounts::of_device(&mounts::read(root)?, number).next() {
-        return Err(KernelError::refuse(op, device, format!("it is mounted at {}", mount.target)));
-    }
-    let found = read_signature(ring, &device).await?;
+    let device = shared.look(&op, move |shared| unmounted(&shared.root, volume)).await?;
+    let found = read_signature(&shared.ring, &device).await?;
     let again = matches!(permit, FormatPermit::StartedNotDone { .. });
     if let (Some(found), false) = (&found, again) {
         return Err(KernelError::refuse(op, device, format!("{found} content where the members were blank")));
     }
-    tools.run("mkfs.xfs", &mkfs_args(&device, again, Path::new(XFS_FLOOR).is_file()), MKFS_DEADLINE).await?;
+    let list = mkfs_args(&device, again, Path::new(XFS_FLOOR).is_file());
+    shared.tools.run("mkfs.xfs", &list, MKFS_DEADLINE).await?;
     Ok(Changed::Yes)
+}
+
+/// The device node of the volume's array, when nothing of it is mounted.
+fn unmounted(root: &Root, volume: VolumeId) -> Result<String> {
+    let op = format!("make-filesystem {}", volume.short());
+    let name =
+        md::find(root, volume).ok_or_else(|| KernelError::refuse(&op, volume.short(), "the volume has no array"))?;
+    let number = md::device_number(root, &name).unwrap_or_default();
+    match mounts::of_device(&mounts::read(root)?, number).next() {
+        Some(mount) => Err(KernelError::refuse(op, name, format!("it is mounted at {}", mount.target))),
+        None => Ok(attr::show(&root.dev.join(name))),
+    }
 }
 
 /// `-K`: the members were zeroed when their partitions were made; a second discard costs minutes on large drives.
@@ -147,7 +155,8 @@ fn mkfs_args(device: &str, force: bool, floor: bool) -> Vec<String> {
 /// Mounts the volume's file system. Blocking.
 pub fn mount(root: &Root, volume: VolumeId, target: &str, fs: &str, options: &str) -> Result<Changed> {
     let op = format!("mount {} at {target}", volume.short());
-    let name = md::find(root, volume).ok_or_else(|| KernelError::refuse(&op, volume.short(), "the volume has no array"))?;
+    let name =
+        md::find(root, volume).ok_or_else(|| KernelError::refuse(&op, volume.short(), "the volume has no array"))?;
     let number = md::device_number(root, &name).unwrap_or_default();
     if let Some(now) = mounts::at(&mounts::read(root)?, target) {
         return if now.device == number && now.root == "/" && alive(now) {

@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 mod image;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use image::{Image, slots_of};
 
@@ -63,7 +63,7 @@ impl Editor {
         let failed = |e: io::Error| KernelError::io("open drive", namespace.path.clone(), &e);
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(O_DIRECT | flags);
-        let file = drives::open_node(&device, namespace.numbers.as_deref(), &options).map_err(failed)?;
+        let file = drives::open_quietly(&device, namespace.numbers.as_deref(), &options).map_err(failed)?;
         let editor = Editor { file, device, drive, geometry: namespace.geometry() };
         let give_up = Instant::now() + LOCK_WAIT;
         loop {

@@ -1,21 +1,19 @@
-//! What of MD needs a superblock written in user space: create, add, re-add, add a bitmap. mdadm does it.
+//! What of MD is left to mdadm: create an array, re-add a member, give an array a bitmap.
 //!
-//! Called by the seam. It looks at the members' own bytes before mdadm may overwrite any (P3), through the ring. It
-//! never assembles (`mdops.rs` does, through sysfs) and never lets mdadm's configuration of the host decide anything.
+//! Called by `apply.rs`. It looks at the members' own bytes before mdadm may overwrite any (P3), through the ring. It
+//! never assembles (`mdops.rs`) and never adds a new member (`join.rs`): mdadm's manage mode takes no configuration file,
+//! and so could not be told to leave the bad-block log out.
 
-use super::attr;
-use super::cmd::{Tools, args};
-use super::md::{self, Minors};
-use super::mdops;
-use super::probe;
+use super::cmd::args;
 use super::root::Root;
-use super::uring::Ring;
+use super::{Shared, attr, md, mdops, mounts, probe};
 use crate::error::{KernelError, Result};
 use crate::facts::{BITMAP_CHUNK, BlankData, DATA_OFFSET, MemberProbe};
 use crate::id::VolumeId;
 use crate::ops::Changed;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// No bad-block log: a member is in sync or it is not (a log lets MD keep a member that lacks blocks). Nothing is
@@ -25,132 +23,123 @@ const CONFIG: &str = "AUTO -all\nHOMEHOST <none>\nCREATE bbl=no names=no\nMAILAD
 const DEADLINE: Duration = Duration::from_secs(18);
 const CREATE_DEADLINE: Duration = Duration::from_secs(50);
 
-/// What these operations work with.
-#[derive(Clone, Copy)]
-pub struct Mdadm<'a> {
-    /// Trees.
-    pub root: &'a Root,
-    /// Reads of members.
-    pub ring: &'a Ring,
-    /// Programs.
-    pub tools: &'a Tools,
-    /// Minors of new arrays.
-    pub minors: &'a Minors,
+/// Creates the array of a new volume over members that are blank, now as well as when the proof was made.
+pub(super) async fn create(
+    shared: &Arc<Shared>,
+    volume: VolumeId,
+    members: &[BlankData],
+    local: usize,
+    component_bytes: u64,
+) -> Result<Changed> {
+    let op = format!("create-array {}", volume.short());
+    let devices: Vec<String> = members.iter().map(|member| member.device().to_string()).collect();
+    let (words, components) = (op.clone(), devices.clone());
+    let path = shared.blocking(&op, move |s| new_path(s, &words, volume, &components)).await?;
+    let Some((path, config)) = path else { return Ok(Changed::No) };
+    for device in &devices {
+        let seen = ours(shared, &op, volume, device, true).await?;
+        if seen.blank.is_none() {
+            return Err(KernelError::refuse(op, device, "the member's data area is no longer blank"));
+        }
+    }
+    let mut list = create_args(volume, &path, &devices, local, component_bytes);
+    list.push(format!("--config={}", config.display()));
+    shared.tools.run("mdadm", &list, CREATE_DEADLINE).await?;
+    let finish = move |s: &Shared| {
+        if md::find(&s.root, volume).is_none() {
+            let uuid = volume.md_uuid().to_string();
+            return Err(KernelError::bug("create-array", uuid, "the array made just now is not to be found"));
+        }
+        mdops::release_sync(&s.root, volume)
+    };
+    shared.blocking(&op, finish).await.map(|_| Changed::Yes)
 }
 
-impl Mdadm<'_> {
-    /// Creates the array of a new volume over members that are blank, now as well as when the proof was made.
-    pub async fn create(&self, volume: VolumeId, members: &[BlankData], component_bytes: u64) -> Result<Changed> {
-        let op = format!("create-array {}", volume.short());
-        if md::find(self.root, volume).is_some() {
-            return Ok(Changed::No);
-        }
-        let devices: Vec<String> = members.iter().map(|member| member.device().to_string()).collect();
-        for device in &devices {
-            self.ours(&op, volume, device).await?;
-            if probe::member(self.ring, device, true).await?.blank.is_none() {
-                return Err(KernelError::refuse(op, device, "the member's data area is no longer blank"));
-            }
-        }
-        mdops::clear_half_made(self.root, &devices.iter().map(|device| md::component(device)).collect::<BTreeSet<_>>());
-        let minor = self.minors.next(self.root);
-        let minor = minor.ok_or_else(|| KernelError::wait(&op, "md", "all minors are taken"))?;
-        let path = attr::show(&self.root.dev.join(format!("md{minor}")));
-        self.run(&create_args(volume, &path, &devices, component_bytes), CREATE_DEADLINE).await?;
-        self.verify(&op, volume)?;
-        mdops::release_sync(self.root, volume)?;
-        Ok(Changed::Yes)
+/// A free device node and our configuration; `None` when the array exists.
+fn new_path(shared: &Shared, op: &str, volume: VolumeId, devices: &[String]) -> Result<Option<(String, PathBuf)>> {
+    let root = &shared.root;
+    if md::find(root, volume).is_some() {
+        return Ok(None);
     }
+    mdops::clear_half_made(root, &devices.iter().map(|device| md::component(device)).collect::<BTreeSet<_>>());
+    let minor = shared.minors.next(root).ok_or_else(|| KernelError::wait(op, "md", "all minors are taken"))?;
+    Ok(Some((attr::show(&root.dev.join(format!("md{minor}"))), write_config(root)?)))
+}
 
-    /// The new array exists and has the identity that every node will look for.
-    fn verify(&self, op: &str, volume: VolumeId) -> Result<()> {
-        match md::find(self.root, volume) {
-            Some(_) => Ok(()),
-            None => Err(KernelError::bug(op, volume.md_uuid().to_string(), "the array made just now is not to be found")),
-        }
+/// Adds a returning replica with a bitmap-based recovery.
+pub(super) async fn re_add(shared: &Arc<Shared>, volume: VolumeId, device: &str) -> Result<Changed> {
+    let op = format!("re-add-member {} {device}", volume.short());
+    let (words, path) = (op.clone(), device.to_string());
+    let Some(array) = shared.look(&op, move |s| joining(&s.root, &words, volume, &path)).await? else {
+        return Ok(Changed::No);
+    };
+    if ours(shared, &op, volume, device, false).await?.superblock.is_none() {
+        return Err(KernelError::refuse(op, device, "the replica has no superblock, it needs a full recovery"));
     }
+    let path = attr::show(&shared.root.dev.join(array));
+    shared.tools.run("mdadm", &args(&["--manage", &path, "--re-add", device]), DEADLINE).await?;
+    Ok(Changed::Yes)
+}
 
-    /// Adds a returning replica with a bitmap-based recovery.
-    pub async fn re_add(&self, volume: VolumeId, device: &str) -> Result<Changed> {
-        let op = format!("re-add-member {} {device}", volume.short());
-        let Some(array) = self.joining(&op, volume, device)? else { return Ok(Changed::No) };
-        let seen = self.ours(&op, volume, device).await?;
-        if seen.superblock.is_none() {
-            return Err(KernelError::refuse(op, device, "the replica has no superblock, it needs a full recovery"));
-        }
-        self.run(&args(&["--manage", &array, "--re-add", device]), DEADLINE).await?;
-        Ok(Changed::Yes)
+/// Gives the array an internal bitmap.
+pub(super) async fn add_bitmap(shared: &Arc<Shared>, volume: VolumeId) -> Result<Changed> {
+    let op = format!("add-bitmap {}", volume.short());
+    let words = op.clone();
+    let look = move |s: &Shared| {
+        let (name, dir) = mdops::array(&s.root, &words, volume)?;
+        Ok((name, md::has_bitmap(&dir)))
+    };
+    let (name, there) = shared.look(&op, look).await?;
+    if there {
+        return Ok(Changed::No);
     }
+    let path = attr::show(&shared.root.dev.join(name));
+    shared.tools.run("mdadm", &args(&["--grow", &path, "--bitmap=internal", &bitmap_chunk()]), DEADLINE).await?;
+    Ok(Changed::Yes)
+}
 
-    /// Adds a replica with a full recovery. Its old superblock goes first: mdadm turns an `--add` of a device that looks
-    /// like a former member into a re-add (Manage.c `Manage_add`), which trusts bits that nobody vouches for.
-    pub async fn add(&self, volume: VolumeId, device: &str) -> Result<Changed> {
-        let op = format!("add-member {} {device}", volume.short());
-        let Some(array) = self.joining(&op, volume, device)? else { return Ok(Changed::No) };
-        let dir = md::dir(self.root, &md::component(&array));
-        if attr::read_number::<u32>(&dir.join("degraded")).unwrap_or(0) == 0 {
-            return Err(KernelError::refuse(op, array, "the array has no free slot"));
+/// The array that `device` may join; `None` when it is in already.
+pub(super) fn joining(root: &Root, op: &str, volume: VolumeId, device: &str) -> Result<Option<String>> {
+    let (name, dir) = mdops::array(root, op, volume)?;
+    let component = md::component(device);
+    match md::member(&dir, &component) {
+        Some(member) if member.flags.contains("faulty") => {
+            return Err(KernelError::refuse(op, component, "it is still in the array as a faulty member"));
         }
-        let seen = self.ours(&op, volume, device).await?;
-        if seen.superblock.is_some() {
-            self.run(&args(&["--zero-superblock", device]), DEADLINE).await?;
-        }
-        self.run(&args(&["--manage", &array, "--add", device]), DEADLINE).await?;
-        Ok(Changed::Yes)
+        Some(_) => return Ok(None),
+        None => {}
     }
+    if !md::resync_done(&dir) {
+        // Below resync_offset reads go to the lowest slot, be it recovered or not (F17).
+        return Err(KernelError::wait(op, name, "a resync is pending"));
+    }
+    let holders = md::holders(root, &component);
+    if !holders.is_empty() {
+        return Err(KernelError::wait(op, component, format!("{} holds it", holders.join(", "))));
+    }
+    let number = attr::read_opt(&root.sys.join("class/block").join(&component).join("dev")).unwrap_or_default();
+    if let Some(mount) = mounts::read(root)?.iter().find(|m| format!("{}:{}", m.device.0, m.device.1) == number) {
+        return Err(KernelError::refuse(op, component, format!("it is mounted at {}", mount.target)));
+    }
+    Ok(Some(name))
+}
 
-    /// Gives the array an internal bitmap.
-    pub async fn add_bitmap(&self, volume: VolumeId) -> Result<Changed> {
-        let op = format!("add-bitmap {}", volume.short());
-        let (name, dir) = mdops::array(self.root, &op, volume)?;
-        if md::has_bitmap(&dir) {
-            return Ok(Changed::No);
-        }
-        let path = attr::show(&self.root.dev.join(name));
-        self.run(&args(&["--grow", &path, "--bitmap=internal", &bitmap_chunk()]), DEADLINE).await?;
-        Ok(Changed::Yes)
+/// Looks at a device: it must carry our record for this very volume and no superblock of another array.
+pub(super) async fn ours(
+    shared: &Shared,
+    op: &str,
+    volume: VolumeId,
+    device: &str,
+    data_too: bool,
+) -> Result<MemberProbe> {
+    let seen = probe::member(&shared.ring, device, data_too).await?;
+    if seen.record.as_ref().is_none_or(|record| record.volume != volume) {
+        return Err(KernelError::refuse(op, device, "the device carries no record of this volume"));
     }
-
-    /// The array's node, when `device` may join; `None` when it is in already.
-    fn joining(&self, op: &str, volume: VolumeId, device: &str) -> Result<Option<String>> {
-        let (name, dir) = mdops::array(self.root, op, volume)?;
-        let component = md::component(device);
-        match md::member(&dir, &component) {
-            Some(member) if member.flags.contains("faulty") => {
-                return Err(KernelError::refuse(op, component, "it is still in the array as a faulty member"));
-            }
-            Some(_) => return Ok(None),
-            None => {}
-        }
-        if !md::resync_done(&dir) {
-            // Below resync_offset reads go to the lowest slot, be it recovered or not (F17).
-            return Err(KernelError::wait(op, name, "a resync is pending"));
-        }
-        let holders = md::holders(self.root, &component);
-        if !holders.is_empty() {
-            return Err(KernelError::wait(op, component, format!("{} holds it", holders.join(", "))));
-        }
-        Ok(Some(attr::show(&self.root.dev.join(name))))
+    if seen.superblock.as_ref().is_some_and(|superblock| superblock.set_uuid != volume.md_uuid()) {
+        return Err(KernelError::refuse(op, device, "the device is a member of another array"));
     }
-
-    /// Looks at a device: it must carry our record for this very volume and no superblock of another array.
-    async fn ours(&self, op: &str, volume: VolumeId, device: &str) -> Result<MemberProbe> {
-        let seen = probe::member(self.ring, device, false).await?;
-        if seen.record.as_ref().is_none_or(|record| record.volume != volume) {
-            return Err(KernelError::refuse(op, device, "the device carries no record of this volume"));
-        }
-        if seen.superblock.as_ref().is_some_and(|superblock| superblock.set_uuid != volume.md_uuid()) {
-            return Err(KernelError::refuse(op, device, "the device is a member of another array"));
-        }
-        Ok(seen)
-    }
-
-    async fn run(&self, list: &[String], deadline: Duration) -> Result<String> {
-        let config = write_config(self.root)?;
-        let mut list = list.to_vec();
-        list.push(format!("--config={}", config.display()));
-        self.tools.run("mdadm", &list, deadline).await
-    }
+    Ok(seen)
 }
 
 /// Writes our mdadm configuration; the host's own is never read.
@@ -169,7 +158,7 @@ fn bitmap_chunk() -> String {
 }
 
 /// Every value that mdadm would choose by itself is given, so that its version does not matter.
-fn create_args(volume: VolumeId, path: &str, devices: &[String], component_bytes: u64) -> Vec<String> {
+fn create_args(volume: VolumeId, path: &str, devices: &[String], local: usize, component_bytes: u64) -> Vec<String> {
     let mut list = args(&["--create", path, "--metadata=1.2", "--level=1", "--assume-clean", "--run"]);
     list.push(format!("--raid-devices={}", devices.len()));
     list.push(format!("--data-offset={}K", DATA_OFFSET >> 10));
@@ -183,7 +172,13 @@ fn create_args(volume: VolumeId, path: &str, devices: &[String], component_bytes
         // One member needs no bitmap, which would halve its write speed; mdadm wants to be sure about one member.
         list.extend(["--bitmap=none".into(), "--force".into()]);
     }
-    list.extend(devices.iter().cloned());
+    let (local, remote) = devices.split_at(local.min(devices.len()));
+    list.extend(local.iter().cloned());
+    if !local.is_empty() && !remote.is_empty() {
+        // Holds for the devices that follow it.
+        list.push("--write-mostly".into());
+    }
+    list.extend(remote.iter().cloned());
     list
 }
 
@@ -195,19 +190,15 @@ mod tests {
     #[test]
     fn a_new_array_gets_every_value_from_us() {
         let devices = ["/dev/nvme0n1p1".to_string(), "/dev/nvme3n1".to_string()];
-        let list = create_args(volume(), "/dev/md1000", &devices, 1 << 30).join(" ");
+        let list = create_args(volume(), "/dev/md1000", &devices, 1, 1 << 30).join(" ");
         for part in ["--data-offset=4096K", "--size=1048576K", "--bitmap-chunk=65536K", "--raid-devices=2"] {
             assert!(list.contains(part), "{part} is not in {list}");
         }
-        assert!(list.ends_with("/dev/nvme0n1p1 /dev/nvme3n1") && !list.contains("--force"), "{list}");
-        let one = create_args(volume(), "/dev/md1000", &devices[..1], 1 << 30).join(" ");
+        assert!(list.ends_with("/dev/nvme0n1p1 --write-mostly /dev/nvme3n1") && !list.contains("--force"), "{list}");
+        let away = create_args(volume(), "/dev/md1000", &devices, 0, 1 << 30).join(" ");
+        assert!(away.ends_with("/dev/nvme0n1p1 /dev/nvme3n1"), "{away}");
+        let one = create_args(volume(), "/dev/md1000", &devices[..1], 1, 1 << 30).join(" ");
         assert!(one.contains("--bitmap=none --force /dev/nvme0n1p1"), "{one}");
-    }
-
-    fn joining(root: &Root, device: &str) -> Result<Option<String>> {
-        let ring = Ring::start();
-        let (tools, minors) = (Tools::default(), Minors::default());
-        Mdadm { root, ring: &ring, tools: &tools, minors: &minors }.joining("test", volume(), device)
     }
 
     #[test]
@@ -215,15 +206,15 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::at(temp.path());
         array(&root, "md1004");
-        let path = attr::show(&root.dev.join("md1004"));
-        assert_eq!(joining(&root, "/nonexistent/nvme3n1"), Ok(None), "it is recovering already");
-        assert_eq!(joining(&root, "/nonexistent/nvme4n1"), Ok(Some(path)));
+        let joining = |device: &str| super::joining(&root, "test", volume(), device);
+        assert_eq!(joining("/nonexistent/nvme3n1"), Ok(None), "it is recovering already");
+        assert_eq!(joining("/nonexistent/nvme4n1"), Ok(Some("md1004".into())));
         put(&root, "class/block/nvme4n1/holders/md127", "");
-        assert_eq!(joining(&root, "/nonexistent/nvme4n1").unwrap_err().class, crate::Class::Wait);
+        assert_eq!(joining("/nonexistent/nvme4n1").unwrap_err().class, crate::Class::Wait);
         put(&root, "block/md1004/md/dev-nvme3n1/state", "faulty\n");
-        assert_eq!(joining(&root, "/nonexistent/nvme3n1").unwrap_err().class, crate::Class::Refuse);
+        assert_eq!(joining("/nonexistent/nvme3n1").unwrap_err().class, crate::Class::Refuse);
         put(&root, "block/md1004/md/resync_start", "128\n");
-        assert_eq!(joining(&root, "/nonexistent/nvme5n1").unwrap_err().class, crate::Class::Wait);
+        assert_eq!(joining("/nonexistent/nvme5n1").unwrap_err().class, crate::Class::Wait);
     }
 
     #[test]

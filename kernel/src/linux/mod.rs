@@ -20,6 +20,7 @@ pub mod fabrics;
 pub mod fs;
 pub mod gpt;
 pub mod ioctl;
+pub mod join;
 pub mod md;
 pub mod mdadm;
 pub mod mdops;
@@ -98,21 +99,8 @@ impl Linux {
     /// Prepares the node (modules, configfs, udev rule) and starts the watchers. Needs a tokio runtime with I/O and
     /// time, of one thread or many. What the node lacks is no error here: [`Kernel::node`] tells.
     pub async fn start(config: LinuxConfig) -> Result<Linux> {
-        let (hints, _) = broadcast::channel(HINTS);
-        let root = config.root.clone();
-        let shared = Arc::new(Shared {
-            ring: uring::Ring::start_with(root.clone(), uring::Engine::detect()),
-            tools: cmd::Tools::default(),
-            minors: md::Minors::default(),
-            clocks: clock::Clocks::default(),
-            volumes: watch::Volumes::default(),
-            busy: busy::Busy::default(),
-            dialling: Arc::new(Semaphore::new(1)),
-            looks: Arc::new(Semaphore::new(LOOKS)),
-            hints: hints.clone(),
-            root: root.clone(),
-            config,
-        });
+        let shared = Arc::new(Shared::new(config));
+        let (root, hints) = (shared.root.clone(), shared.hints.clone());
         node::prepare(&root, &shared.tools).await;
         if let Err(error) = udev::install(&root, &shared.tools).await {
             tracing::error!(%error, "the udev rule is not installed");
@@ -139,6 +127,23 @@ impl Drop for Linux {
 }
 
 impl Shared {
+    fn new(config: LinuxConfig) -> Shared {
+        let root = config.root.clone();
+        Shared {
+            ring: uring::Ring::start_with(root.clone(), uring::Engine::detect()),
+            tools: cmd::Tools::default(),
+            minors: md::Minors::default(),
+            clocks: clock::Clocks::default(),
+            volumes: watch::Volumes::default(),
+            busy: busy::Busy::default(),
+            dialling: Arc::new(Semaphore::new(1)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
+            hints: broadcast::channel(HINTS).0,
+            root,
+            config,
+        }
+    }
+
     /// Runs a closure on the blocking pool to its end. Whoever stops waiting does not stop it.
     async fn blocking<T: Send + 'static>(
         self: &Arc<Shared>,
@@ -270,3 +275,6 @@ impl Kernel for Linux {
         self.shared.hints.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,9 +22,8 @@ use tokio::sync::broadcast;
 
 /// Devices of container networks: their addresses are of no use to another node. By name, because a plugin's bridge
 /// and a node's own bridge are of one kind.
-const CONTAINER_NETS: [&str; 12] = [
-    "cni", "docker", "flannel", "cali", "cilium", "lxc", "veth", "virbr", "kube", "nodelocaldns", "tunl", "weave",
-];
+const CONTAINER_NETS: [&str; 12] =
+    ["cni", "docker", "flannel", "cali", "cilium", "lxc", "veth", "virbr", "kube", "nodelocaldns", "tunl", "weave"];
 
 // ------------------------------------------------------------------------------------------ addresses
 

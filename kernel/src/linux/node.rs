@@ -135,7 +135,9 @@ fn kernel_check(release: &str) -> Check {
 fn uring_check(engine: Engine) -> Check {
     match engine {
         Engine::Uring => optional(true, "reads go through io_uring".into()),
-        Engine::Pool => optional(false, "io_uring is forbidden here: reads of a stuck device hold a thread each".into()),
+        Engine::Pool => {
+            optional(false, "io_uring is forbidden here: reads of a stuck device hold a thread each".into())
+        }
     }
 }
 
@@ -143,7 +145,9 @@ fn multipath_check(root: &Root) -> Check {
     let path = root.sys.join("module/nvme_core/parameters/multipath");
     match attr::read_opt(&path).as_deref() {
         Some("Y") => required(true, "native NVMe multipath is on".into()),
-        other => required(false, format!("nvme_core.multipath is {other:?}: path loss would fail I/O instead of holding it")),
+        other => {
+            required(false, format!("nvme_core.multipath is {other:?}: path loss would fail I/O instead of holding it"))
+        }
     }
 }
 
@@ -173,10 +177,10 @@ async fn program_check(tools: &Tools, program: &str) -> Check {
     };
     // mdadm prints its version to standard error, so success alone is asked for.
     let version = match program {
-        "mkfs.xfs" => tools.run(program, &args(&["-V"]), DEADLINE).await.unwrap_or_default(),
+        "mkfs.xfs" => tools.version(program, "-V", DEADLINE).await,
         _ => String::new(),
     };
-    required(true, format!("{} {}", path.display(), version.trim()).trim_end().to_string())
+    required(true, format!("{} {}", path.display(), version).trim_end().to_string())
 }
 
 #[cfg(test)]
@@ -211,7 +215,8 @@ mod tests {
         fs::create_dir_all(root.sys.join("module/nvme_core/parameters")).unwrap();
         fs::write(root.sys.join("module/nvme_core/parameters/multipath"), "Y\n").unwrap();
         fs::create_dir_all(&root.dev).unwrap();
-        let options = "instance=-1,cntlid=-1,nr_io_queues=%d,reconnect_delay=%d,ctrl_loss_tmo=%d,keep_alive_tmo=%d,hostid=%s";
+        let options =
+            "instance=-1,cntlid=-1,nr_io_queues=%d,reconnect_delay=%d,ctrl_loss_tmo=%d,keep_alive_tmo=%d,hostid=%s";
         fs::write(root.dev.join("nvme-fabrics"), options).unwrap();
         assert_eq!(failed(&root), Vec::<String>::new());
     }

@@ -110,7 +110,8 @@ fn mapped(dir: &Path, device: (u32, u32)) -> bool {
     let maps = attr::read_opt(&dir.join("maps")).unwrap_or_default();
     maps.lines().any(|line| {
         let number = line.split_whitespace().nth(3).and_then(|field| field.split_once(':'));
-        let number = number.and_then(|(a, b)| Some((u32::from_str_radix(a, 16).ok()?, u32::from_str_radix(b, 16).ok()?)));
+        let number =
+            number.and_then(|(a, b)| Some((u32::from_str_radix(a, 16).ok()?, u32::from_str_radix(b, 16).ok()?)));
         number == Some(device)
     })
 }
@@ -164,7 +165,8 @@ mod tests {
         for folder in ["fd", "fdinfo"] {
             fs::create_dir_all(dir.join(folder)).unwrap();
         }
-        fs::write(dir.join("mountinfo"), "7 1 9:1000 / /data rw - xfs /dev/md1000 rw\n8 1 0:5 / / rw - ext4 x rw\n").unwrap();
+        fs::write(dir.join("mountinfo"), "7 1 9:1000 / /data rw - xfs /dev/md1000 rw\n8 1 0:5 / / rw - ext4 x rw\n")
+            .unwrap();
         fs::write(dir.join("stat"), format!("{pid} (a b) c) S 1 1 1 0 -1 4194560 1 0")).unwrap();
         dir
     }

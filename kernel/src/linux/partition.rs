@@ -95,7 +95,8 @@ fn announce_locked(
     extent: Extent,
 ) -> Result<Changed> {
     let known = drives::kernel_partitions(root, &namespace.name)?.remove(&number);
-    let failed = |e: io::Error| KernelError::io("announce partition", format!("{} number {number}", namespace.path), &e);
+    let failed =
+        |e: io::Error| KernelError::io("announce partition", format!("{} number {number}", namespace.path), &e);
     let changed = match known {
         Some(partition) if partition.extent == extent => Changed::No,
         Some(partition) if partition.extent.start == extent.start => {

@@ -5,7 +5,7 @@
 //! that hangs costs its caller the deadline and nothing else.
 
 use crate::error::{KernelError, Result};
-use crate::facts::{ALIGNMENT, BlankData, DATA_OFFSET, EpochRecord, MemberProbe, Superblock};
+use crate::facts::{BLANK_BYTES, BlankData, DATA_OFFSET, EpochRecord, MemberProbe, Superblock};
 use crate::linux::superblock::{self, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
 use crate::linux::uring::{ReadRequest, Ring};
 use crate::record::{self, SLOT_BYTES, slot_offsets};
@@ -14,15 +14,13 @@ use std::time::{Duration, Instant};
 #[cfg(test)]
 mod tests;
 
-/// A member that does not answer within this counts as away (design section 4, rule 2).
+/// A member that does not answer within this counts as away (docs/protocol.md, rule 2).
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Read at once from the member's start: superblock and, at the place and of the size that mdadm gives it, the bitmap
 /// (8 KiB to at most 136 KiB).
 const FRONT_BYTES: usize = 160 << 10;
-/// Read of the data area's start to call it blank.
-const BLANK_HEAD: usize = 4 << 20;
-/// Read of its end.
-const BLANK_TAIL: usize = ALIGNMENT as usize;
+/// The largest bitmap that is read: 4 MiB of bits cover 2 PiB in 64 MiB chunks.
+const BITMAP_MAX: u64 = 4 << 20;
 
 /// What lies before a member's data.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -71,8 +69,7 @@ pub async fn member(ring: &Ring, device: &str, data_too: bool) -> Result<MemberP
 /// Superblock, bitmap and record of a member.
 pub async fn metadata(ring: &Ring, part: &Part, give_up: Instant) -> Result<Metadata> {
     let [first, second] = slot_offsets();
-    let wanted =
-        vec![part.request(0, FRONT_BYTES), part.request(first, SLOT_BYTES), part.request(second, SLOT_BYTES)];
+    let wanted = vec![part.request(0, FRONT_BYTES), part.request(first, SLOT_BYTES), part.request(second, SLOT_BYTES)];
     let mut read = all(ring.read_many(wanted, remaining(give_up)).await)?.into_iter();
     let front = read.next().unwrap_or_default();
     let slots: Vec<Vec<u8>> = read.collect();
@@ -108,8 +105,8 @@ async fn bitmap(
     let header = all(header)?.pop().unwrap_or_default();
     let Some(needed) = superblock::bitmap_bytes(header.get(skip..).unwrap_or_default()) else { return Ok(None) };
     let len = (needed.saturating_add(skip as u64)).next_multiple_of(block);
-    // 4 MiB of bits cover 2 PiB in 64 MiB chunks. More is not a bitmap of ours, and none beats half of one.
-    if len > BLANK_HEAD as u64 {
+    // More is not a bitmap of ours, and none beats half of one.
+    if len > BITMAP_MAX {
         return Ok(None);
     }
     let bytes = all(ring.read_many(vec![part.request(aligned, len as usize)], remaining(give_up)).await)?.pop();
@@ -118,13 +115,13 @@ async fn bitmap(
 
 /// Proof that the member's data area is blank at both ends.
 async fn blank(ring: &Ring, part: &Part, timeout: Duration) -> Result<Option<BlankData>> {
-    let Some(tail) = part.length.checked_sub(BLANK_TAIL as u64).filter(|tail| *tail >= DATA_OFFSET) else {
+    let Some(tail) = part.length.checked_sub(BLANK_BYTES).filter(|tail| *tail >= DATA_OFFSET) else {
         return Ok(None);
     };
     let tail = tail / SLOT_BYTES as u64 * SLOT_BYTES as u64;
     // From an aligned start to the very end, so that no odd last block escapes.
     let rest = (part.length - tail) as usize;
-    let ends = vec![part.request(DATA_OFFSET, BLANK_HEAD), part.request(tail, rest)];
+    let ends = vec![part.request(DATA_OFFSET, BLANK_BYTES as usize), part.request(tail, rest)];
     let read = all(ring.read_many(ends, timeout).await)?;
     match read.as_slice() {
         [head, tail] => Ok(BlankData::from_bytes(&part.device, head, tail)),

@@ -84,6 +84,14 @@ pub fn failed(op: &str, path: &Path, error: &io::Error) -> KernelError {
     KernelError::io(op, path.display().to_string(), error)
 }
 
+/// A directory for tests that read past the page cache: beside the test program, where `/tmp` may be a file system
+/// without `O_DIRECT`.
+#[cfg(test)]
+pub(crate) fn scratch() -> tempfile::TempDir {
+    let beside = std::env::current_exe().unwrap();
+    tempfile::tempdir_in(beside.parent().unwrap()).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

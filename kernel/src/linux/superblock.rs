@@ -61,7 +61,7 @@ fn uuid_at(bytes: &[u8], at: usize) -> Option<Uuid> {
 }
 
 /// `calc_sb_1_csum`: the sum of the 32-bit words of the header and the roles, the checksum counted as zero, folded once.
-fn checksum(sb: &[u8], max_dev: usize) -> Option<u32> {
+pub(super) fn checksum(sb: &[u8], max_dev: usize) -> Option<u32> {
     let covered = sb.get(..ROLES + max_dev * 2)?;
     let mut sum: u64 = 0;
     let mut words = covered.chunks_exact(4);

@@ -50,19 +50,17 @@ fn listen(hints: &broadcast::Sender<Hint>, stop: &AtomicBool) -> std::io::Result
             Ok(_) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let mut any = false;
         for event in socket.iter() {
-            any = true;
             let subsystem = event.subsystem().unwrap_or_default().to_string_lossy();
             let name = event.sysname().to_string_lossy();
             if let Some(hint) = hint_for(&subsystem, &name) {
                 let _ = hints.send(hint);
             }
         }
-        if !any {
-            // Readable and nothing to read: the socket overflowed (ENOBUFS), events are lost.
+        // What ended the loop: EAGAIN, or the socket overflowed and events are lost (libudev.c
+        // `udev_monitor_receive_device` leaves the reason in errno).
+        if nix::errno::Errno::last() == nix::errno::Errno::ENOBUFS {
             let _ = hints.send(Hint::Everything);
-            std::thread::sleep(Duration::from_millis(100));
         }
     }
     Ok(())

@@ -119,14 +119,7 @@ impl Ring {
 
     /// Reads `len` bytes at `offset`; fewer only at the end of the file. After `timeout` the caller gets an error and
     /// the read goes on unseen.
-    pub async fn read(
-        &self,
-        path: &str,
-        offset: u64,
-        len: usize,
-        direct: bool,
-        timeout: Duration,
-    ) -> Result<Vec<u8>> {
+    pub async fn read(&self, path: &str, offset: u64, len: usize, direct: bool, timeout: Duration) -> Result<Vec<u8>> {
         let request = ReadRequest { path: path.to_string(), offset, len, direct };
         let lane = if direct { &self.devices } else { &self.attributes };
         match tokio::time::timeout(timeout, lane.read(request)).await {
@@ -192,7 +185,8 @@ impl Lane {
         let (address, reader) = watch::channel(None);
         let root = root.clone();
         // Without a thread the address stays empty and each read says that the reader is not running.
-        let spawned = std::thread::Builder::new().name(name.to_string()).spawn(move || run(engine, root, address, gone));
+        let spawned =
+            std::thread::Builder::new().name(name.to_string()).spawn(move || run(engine, root, address, gone));
         if let Err(error) = spawned {
             tracing::error!(%error, name, "the reading thread could not be started");
         }

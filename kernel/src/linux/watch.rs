@@ -92,8 +92,10 @@ fn arm(entry: &mut Watched) -> bool {
 
 /// Waits for news and answers whose: `None` for an array that is not known by name.
 fn round(watched: &mut BTreeMap<PathBuf, Watched>) -> Vec<Option<String>> {
-    let mut fds: Vec<PollFd> =
-        watched.values().map(|entry| PollFd::new(entry.file.as_fd(), PollFlags::POLLPRI | PollFlags::POLLERR)).collect();
+    let mut fds: Vec<PollFd> = watched
+        .values()
+        .map(|entry| PollFd::new(entry.file.as_fd(), PollFlags::POLLPRI | PollFlags::POLLERR))
+        .collect();
     if fds.is_empty() {
         // Neither md nor its proc file is there yet.
         std::thread::sleep(std::time::Duration::from_millis(WAKE_MS.into()));

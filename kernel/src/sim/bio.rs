@@ -27,13 +27,23 @@ pub(super) enum Dev {
 #[derive(Debug, Clone)]
 pub(super) enum Load {
     /// A data block, counted from the start of the data area.
-    Write { block: u64, tag: u64 },
-    Read { block: u64 },
+    Write {
+        block: u64,
+        tag: u64,
+    },
+    Read {
+        block: u64,
+    },
     Flush,
     /// MD superblock, and (events, events_cleared) for the bitmap's header, which goes along.
-    Super { superblock: Superblock, header: Option<(u64, u64)> },
+    Super {
+        superblock: Superblock,
+        header: Option<(u64, u64)>,
+    },
     /// The whole bitmap, header and bits; `None` takes it away.
-    Bits { bitmap: Option<Bitmap> },
+    Bits {
+        bitmap: Option<Bitmap>,
+    },
 }
 
 /// How a command ended.
@@ -133,7 +143,7 @@ impl State {
             let Some(bio) = self.bios.get_mut(&id) else { continue };
             bio.away = Some(assoc.serial);
             let packet = Packet { bio: id, assoc: assoc.clone(), load: bio.load.clone(), writer: bio.writer };
-            self.after(self.config.link_latency, assoc.target, What::Arrive { packet });
+            self.after(self.config.link_latency, assoc.target, What::Arrive { packet: Box::new(packet) });
         }
     }
 
@@ -148,15 +158,16 @@ impl State {
     }
 
     /// A command reaches the target node.
-    pub(super) fn arrive(&mut self, node: usize, packet: Packet) {
+    pub(super) fn arrive(&mut self, node: usize, packet: Box<Packet>) {
         let (from, transport) = (packet.assoc.host, packet.assoc.listen.transport);
         let Some(What::Arrive { packet }) = self.park(from, node, transport, What::Arrive { packet }) else { return };
-        let Packet { bio, assoc, load, writer } = packet;
+        let Packet { bio, assoc, load, writer } = *packet;
         // The target's side of the connection went with the port link: the packet finds no socket.
         if !self.link_is(node, &assoc) {
             return;
         }
-        let ready = self.nodes[node].subsystems.get(&assoc.key).filter(|s| s.enabled).map(|s| (s.drive, s.number));
+        let subsystem = self.nodes[node].subsystems.get(&assoc.key);
+        let ready = subsystem.filter(|s| s.enabled && !s.dead).map(|s| (s.drive, s.number));
         match ready {
             Some((drive, number)) => {
                 self.land(Landing { node, drive, number, load, writer, bio, assoc: Some(assoc) });

@@ -9,6 +9,7 @@ use super::state::Time;
 use crate::facts::{ALIGNMENT, Bitmap, DATA_OFFSET, EpochRecord, Extent, PartitionEntry, Superblock};
 use crate::id::PARTITION_TYPE;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What we and MD keep in the first 4 MiB of a partition, by content instead of bytes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -117,11 +118,24 @@ impl Drive {
 
     /// Non-zero blocks of a partition's data area, counted from its first block: as read now, or what would survive.
     pub(super) fn data(&self, extent: Extent, block_bytes: u64, durable_only: bool) -> BTreeMap<u64, u64> {
+        self.data_in(extent, block_bytes, 0..u64::MAX, durable_only)
+    }
+
+    /// The same for a range of blocks.
+    pub(super) fn data_in(
+        &self,
+        extent: Extent,
+        block_bytes: u64,
+        range: Range<u64>,
+        durable_only: bool,
+    ) -> BTreeMap<u64, u64> {
         let first = (extent.start + DATA_OFFSET) / block_bytes;
-        let end = extent.end() / block_bytes;
-        let mut content: BTreeMap<u64, u64> = self.blocks.range(first..end).map(|(b, t)| (b - first, *t)).collect();
+        let last = (extent.end() / block_bytes).max(first);
+        let from = first.saturating_add(range.start).min(last);
+        let to = first.saturating_add(range.end).clamp(from, last);
+        let mut content: BTreeMap<u64, u64> = self.blocks.range(from..to).map(|(b, t)| (b - first, *t)).collect();
         if !durable_only {
-            content.extend(self.cache.range(first..end).map(|(b, t)| (b - first, *t)));
+            content.extend(self.cache.range(from..to).map(|(b, t)| (b - first, *t)));
         }
         content.retain(|_, tag| *tag != 0);
         content

@@ -49,6 +49,9 @@ impl State {
             let new = self.nodes[node].known.insert((drive, number), *extent).is_none();
             return Step::changed(new);
         }
+        if let Some(step) = self.not_ready(op, drive) {
+            return step;
+        }
         if let Some(refusal) = self.refuse_extent(node, op, drive, *extent) {
             return Step::fail(refusal);
         }
@@ -108,14 +111,7 @@ impl State {
         Step::changed(changed)
     }
 
-    pub(super) fn op_blank(
-        &mut self,
-        node: usize,
-        op: &Op,
-        key: ReplicaKey,
-        record: &EpochRecord,
-        half: bool,
-    ) -> Step {
+    pub(super) fn op_blank(&mut self, node: usize, op: &Op, key: ReplicaKey, record: &EpochRecord, half: bool) -> Step {
         let Some((drive, number, extent)) = self.our_partition(node, key) else {
             return Step::fail(errno(op, key.to_string(), errno::ENOENT));
         };
@@ -129,11 +125,15 @@ impl State {
             }
             return Step::fail(KernelError::refuse(op.name(), key.to_string(), "the partition has a record"));
         }
-        if self.in_use(node, drive, number) {
-            return Step::fail(errno(op, key.to_string(), errno::EBUSY));
+        if there.superblock.is_some() {
+            let detail = "it is a member of an array but has no record";
+            return Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
         }
-        if d.hung || d.broken {
-            return Step::fail(errno(op, key.to_string(), errno::EIO));
+        if self.in_use(node, drive, number) {
+            return Step::fail(KernelError::wait(op.name(), key.to_string(), "the partition is held or exported"));
+        }
+        if let Some(step) = self.not_ready(op, drive) {
+            return step;
         }
         self.drives[drive].discard(extent, block_bytes);
         if half {
@@ -156,14 +156,13 @@ impl State {
         let Some((drive, _, extent)) = self.our_partition(node, key) else {
             return Step::fail(errno(op, key.to_string(), errno::ENOENT));
         };
-        let d = &self.drives[drive];
-        if d.broken || self.nodes[node].stopping {
-            return Step::fail(errno(op, key.to_string(), errno::EIO));
+        if let Some(step) = self.not_ready(op, drive) {
+            return step;
         }
-        if d.hung {
-            return Step::Wait;
+        let old = self.drives[drive].meta(extent.start).record;
+        if old.is_none() {
+            return Step::fail(KernelError::refuse(op.name(), key.to_string(), "it was never blanked: no record yet"));
         }
-        let old = d.meta(extent.start).record;
         if let Some(old) = &old {
             if same_record(record, old) {
                 return Step::done(Changed::No);
@@ -190,7 +189,10 @@ impl State {
         self.learn(key);
         let Some((drive, number, extent)) = self.our_partition(node, key) else { return Step::done(Changed::No) };
         if self.in_use(node, drive, number) {
-            return Step::fail(errno(op, key.to_string(), errno::EBUSY));
+            return Step::fail(KernelError::wait(op.name(), key.to_string(), "the partition is held or exported"));
+        }
+        if let Some(step) = self.not_ready(op, drive) {
+            return step;
         }
         let block_bytes = self.config.block_bytes;
         self.drives[drive].discard(extent, block_bytes);
@@ -203,6 +205,22 @@ impl State {
         self.nodes[node].known.remove(&(drive, number));
         self.hint_drive(node, drive);
         Step::done(Changed::Yes)
+    }
+
+    /// What an operation meets on a drive that does not answer, or that is going down with its node.
+    fn not_ready(&self, op: &Op, drive: usize) -> Option<Step> {
+        let d = &self.drives[drive];
+        let stopping = d.home.is_some_and(|n| self.nodes[n].stopping);
+        match (d.broken || stopping, d.hung) {
+            (true, _) => Some(Step::fail(errno(op, d.spec.id().to_string(), errno::EIO))),
+            (false, true) => Some(Step::Wait),
+            (false, false) => None,
+        }
+    }
+
+    /// Whether the drive with a replica's partition does not answer a read.
+    pub(super) fn unreadable(&self, node: usize, key: ReplicaKey) -> bool {
+        self.find_partition(node, key).is_some_and(|(d, _)| self.drives[d].hung || self.drives[d].broken)
     }
 
     /// A replica's partition with its extent.

@@ -15,7 +15,7 @@ pub(super) enum What {
     /// An operation begins.
     JobStart { job: u64 },
     /// A command reaches the target.
-    Arrive { packet: Packet },
+    Arrive { packet: Box<Packet> },
     /// A drive is done with a command.
     Landed { landing: u64 },
     /// An answer reaches the host.

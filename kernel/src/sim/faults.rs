@@ -31,6 +31,7 @@
 //!
 //! Called by tests through `World`, and by the seed through `FaultRates`. It never repairs anything by itself.
 
+use super::bio::Dev;
 use super::event::{Event, What};
 use super::state::{State, Time};
 use crate::facts::Transport;
@@ -222,6 +223,7 @@ impl State {
             return;
         }
         self.drives[drive].home = Some(node);
+        self.fail_dead_members(node, drive);
         if self.nodes[node].up {
             let number = self.free_device_number(node);
             self.nodes[node].drive_numbers.insert(drive, number);
@@ -229,6 +231,19 @@ impl State {
         }
         self.say(node, format!("drive {} plugged in", self.drives[drive].spec.serial));
         self.hint_drive(node, drive);
+    }
+
+    /// Arrays of the node that hold the drive from before it was pulled hold a block device that is no more. Without
+    /// I/O they have not noticed; they would at the next command.
+    fn fail_dead_members(&mut self, node: usize, drive: usize) {
+        let mut dead = Vec::new();
+        for (id, a) in self.arrays.iter().filter(|(_, a)| a.node == node) {
+            let on_drive = |m: &super::md::Member| matches!(m.dev, Dev::Part { drive: d, .. } if d == drive);
+            dead.extend(a.members.iter().filter(|(_, m)| on_drive(m)).map(|(name, _)| (*id, name.clone())));
+        }
+        for (id, name) in dead {
+            self.fail_member(id, &name, "its drive was pulled");
+        }
     }
 
     pub(super) fn pull(&mut self, node: usize, id: &DriveId) {
@@ -239,6 +254,9 @@ impl State {
         self.drives[drive].hung = false;
         self.nodes[node].drive_numbers.remove(&drive);
         self.nodes[node].known.retain(|(d, _), _| *d != drive);
+        for subsystem in self.nodes[node].subsystems.values_mut().filter(|s| s.drive == drive) {
+            subsystem.dead = true;
+        }
         self.release_landings(drive);
         self.hint(node, Hint::Drive(id.clone()));
     }

@@ -39,6 +39,14 @@ pub(super) struct Mount {
     pub(super) read_only: bool,
     /// A bind of the block device itself.
     pub(super) raw: bool,
+    /// Rises with each mount: applications come by the newest.
+    pub(super) order: u64,
+}
+
+impl Mount {
+    fn same_as(&self, other: &Mount) -> bool {
+        Mount { order: other.order, ..self.clone() } == *other
+    }
 }
 
 /// A process that has something of the volume open.
@@ -78,8 +86,13 @@ impl State {
     /// How many things keep an array from being stopped.
     pub(super) fn open_count(&self, array: u64) -> usize {
         self.nodes.iter().map(|n| n.mounts.values().flatten().filter(|m| m.array == array).count()).sum::<usize>()
-            + self.nodes.iter().flat_map(|n| n.openers.values()).filter(|o| o.array == array).count()
             + self.arrays.get(&array).map_or(0, |a| a.holders.len())
+            + self.processes(array)
+    }
+
+    /// Processes that have something of an array open.
+    pub(super) fn processes(&self, array: u64) -> usize {
+        self.nodes.iter().flat_map(|n| n.openers.values()).filter(|o| o.array == array).count()
             + self.callers.values().filter(|c| c.array == array && c.is_open()).count()
     }
 
@@ -90,7 +103,8 @@ impl State {
         good.sort_by_key(|m| m.slot);
         good.into_iter().find_map(|m| match self.reach(a.node, m.dev) {
             super::host::Reach::There { drive, extent } => {
-                let data = self.drives[drive].data(extent, self.config.block_bytes, false);
+                let range = block..block + 1;
+                let data = self.drives[drive].data_in(extent, self.config.block_bytes, range, false);
                 Some(data.get(&block).copied().unwrap_or(0))
             }
             _ => None,
@@ -114,6 +128,10 @@ impl State {
             }
         };
         Some(FsFact { signature, mounts })
+    }
+
+    pub(super) fn fs_alive(&self, array: u64) -> bool {
+        self.arrays.get(&array).and_then(|a| a.fs.as_ref()).is_some_and(|fs| fs.alive)
     }
 
     pub(super) fn mount_fact(&self, node: usize, target: &str) -> Option<MountFact> {
@@ -160,16 +178,10 @@ impl State {
         job: u64,
         half: bool,
     ) -> Step {
-        let Some(array) = self.array_of(node, volume) else {
-            return Step::fail(errno(op, volume.to_string(), errno::ENOENT));
-        };
+        let Some(array) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
         let begun = self.jobs.get(&job).is_some_and(|j| j.io.is_some() || j.stage > 0);
-        if !begun {
-            match self.refuse_format(node, op, array, permit) {
-                Ok(None) => {}
-                Ok(Some(done)) => return done,
-                Err(step) => return step,
-            }
+        if !begun && let Some(step) = self.refuse_format(node, op, array, permit) {
+            return step;
         }
         let kind = self.config.default_filesystem.clone();
         let first = if half { HALF_MADE } else { MARK };
@@ -181,33 +193,22 @@ impl State {
         }
     }
 
-    /// Whether formatting is forbidden, or done already.
-    fn refuse_format(
-        &mut self,
-        node: usize,
-        op: &Op,
-        array: u64,
-        permit: &FormatPermit,
-    ) -> Result<Option<Step>, Step> {
-        let Some(a) = self.arrays.get(&array) else { return Ok(Some(Step::done(Changed::No))) };
+    /// Why formatting has to wait or is forbidden. A file system that was never handed out may be made again, but not
+    /// on the strength of a proof that the members are blank.
+    fn refuse_format(&mut self, node: usize, op: &Op, array: u64, permit: &FormatPermit) -> Option<Step> {
+        let a = self.arrays.get(&array)?;
         let (name, mounted) = (a.name.clone(), a.fs.is_some());
         if mounted {
-            return Err(Step::fail(errno(op, name, errno::EBUSY)));
+            return Some(Step::fail(KernelError::refuse(op.name(), name, "it is mounted")));
         }
-        let (Some(mark), Some(log)) = (self.peek(array, MARK), self.peek(array, LOG)) else { return Err(Step::Wait) };
-        let made = mark != 0 && kind_of(mark).as_deref() != Some("unknown");
-        // Complete and never handed out: whether this call or an earlier one made it is the same.
-        if made && log == 0 && self.first_data(array).is_none() {
-            return Ok(Some(Step::done(Changed::No)));
+        let Some(log) = self.peek(array, LOG) else { return Some(Step::Wait) };
+        let used = if log != 0 { Some(LOG) } else { self.first_data(array) };
+        if let Some(block) = used {
+            self.violate(node, Law::FormatOverData, format!("{op}: block {block} of {name} is in use"));
         }
-        let over = match permit {
-            FormatPermit::Blank(_) => self.first_content(array),
-            FormatPermit::StartedNotDone { .. } if log != 0 => Some(LOG),
-            FormatPermit::StartedNotDone { .. } => self.first_data(array),
-        };
-        let Some(block) = over else { return Ok(None) };
-        self.violate(node, Law::FormatOverData, format!("{op}: block {block} of {name} is not zero"));
-        Err(Step::fail(KernelError::refuse(op.name(), name, "the array is not blank")))
+        let made_before = matches!(permit, FormatPermit::Blank(_)) && self.first_content(array).is_some();
+        (used.is_some() || made_before)
+            .then(|| Step::fail(KernelError::refuse(op.name(), name, "content where the members were blank")))
     }
 
     /// First non-zero block behind the file system's own on any member of an array.
@@ -234,12 +235,12 @@ impl State {
 
     pub(super) fn op_mount(&mut self, node: usize, op: &Op, job: u64) -> Step {
         let Op::Mount { volume, target, fs, options } = op else { return Step::not_this(op) };
-        let Some(array) = self.array_of(node, *volume) else {
-            return Step::fail(errno(op, volume.to_string(), errno::ENOENT));
-        };
+        let Some(array) = self.array_of(node, *volume) else { return Step::no_array(op, *volume) };
         let top = self.nodes[node].mounts.get(target).and_then(|layers| layers.last());
         match top {
-            Some(mount) if mount.array == array && !mount.raw => return Step::done(Changed::No),
+            Some(mount) if mount.array == array && !mount.raw && self.fs_alive(array) => {
+                return Step::done(Changed::No);
+            }
             Some(_) => return Step::fail(KernelError::refuse(op.name(), target, "something else is mounted there")),
             None => {}
         }
@@ -263,7 +264,7 @@ impl State {
         a.fs.get_or_insert(Instance { kind: fs.clone(), alive: true });
         let source = format!("/dev/{}", a.name);
         self.materialize(target, false);
-        let mount = Mount { array, source, read_only, raw: false };
+        let mount = Mount { array, source, read_only, raw: false, order: self.id() };
         self.nodes[node].mounts.entry(target.clone()).or_default().push(mount);
         Step::done(Changed::Yes)
     }
@@ -275,17 +276,24 @@ impl State {
             // A raw block volume: the array's device node is what is bound.
             Some(name) => {
                 let array = self.arrays.iter().find(|(_, a)| a.node == node && a.name == name).map(|(id, _)| *id);
-                array.map(|array| Mount { array, source: source.clone(), read_only: *read_only, raw: true })
+                array.map(|array| Mount { array, source: source.clone(), read_only: *read_only, raw: true, order: 0 })
             }
             None => n.mounts.get(source).and_then(|layers| layers.last()).cloned(),
         };
         let Some(mut mount) = from else { return Step::fail(errno(op, source, errno::ENOENT)) };
         mount.read_only |= *read_only;
         match n.mounts.get(target).and_then(|layers| layers.last()) {
-            Some(there) if *there == mount => return Step::done(Changed::No),
+            Some(there) if there.same_as(&mount) => return Step::done(Changed::No),
+            Some(there) if there.array == mount.array && there.raw == mount.raw => {
+                // The same place with another flag: a remount.
+                let layers = self.nodes[node].mounts.get_mut(target);
+                layers.and_then(|l| l.last_mut()).into_iter().for_each(|m| m.read_only = *read_only);
+                return Step::done(Changed::Yes);
+            }
             Some(_) => return Step::fail(KernelError::refuse(op.name(), target, "something else is mounted there")),
             None => {}
         }
+        mount.order = self.id();
         self.materialize(target, mount.raw);
         self.nodes[node].mounts.entry(target.clone()).or_default().push(mount);
         Step::done(Changed::Yes)
@@ -304,12 +312,13 @@ impl State {
         for mount in &layers {
             let others = self.nodes[node].mounts.iter().filter(|(t, _)| t.as_str() != target);
             let last = !others.flat_map(|(_, l)| l).any(|m| m.array == mount.array && !m.raw);
-            let alive = self.arrays.get(&mount.array).is_some_and(|a| a.fs.as_ref().is_some_and(|f| f.alive));
+            let alive = self.fs_alive(mount.array);
             if last && alive && !lazy && !mount.raw && !mount.read_only {
                 // The last unmount writes the log and flushes: it waits for every member.
                 let tag = mount.array << 8 | 2;
                 let log = Ask::Write { block: LOG, tag };
-                if self.job_io(job, 0, mount.array, log).waits() || self.job_io(job, 1, mount.array, Ask::Flush).waits() {
+                if self.job_io(job, 0, mount.array, log).waits() || self.job_io(job, 1, mount.array, Ask::Flush).waits()
+                {
                     return Step::Wait;
                 }
             }

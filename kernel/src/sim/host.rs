@@ -57,7 +57,10 @@ enum Dial {
     Refused,
     /// The target answers no, "do not retry".
     Denied,
-    Made { target: usize, link: u64 },
+    Made {
+        target: usize,
+        link: u64,
+    },
 }
 
 impl State {
@@ -238,8 +241,7 @@ impl State {
 
     /// How long `delete_controller` takes: it waits for a connect attempt that is under way.
     pub(super) fn delete_delay(&self, node: usize, key: ExportKey) -> Time {
-        let dialling =
-            self.nodes[node].controllers.values().any(|c| c.key == key && c.path == Path::Connecting);
+        let dialling = self.nodes[node].controllers.values().any(|c| c.key == key && c.path == Path::Connecting);
         let factor = if dialling { 10 } else { 1 };
         self.config.delete_latency * factor
     }
@@ -325,7 +327,7 @@ impl State {
                 if !self.path_whole(node, &assoc) {
                     return Reach::Stuck;
                 }
-                match self.nodes[assoc.target].subsystems.get(&h.key).filter(|s| s.enabled) {
+                match self.nodes[assoc.target].subsystems.get(&h.key).filter(|s| s.enabled && !s.dead) {
                     Some(s) => (s.drive, s.number, assoc.target),
                     None => return Reach::Gone,
                 }
@@ -344,10 +346,12 @@ impl State {
 /// Whether a device answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    There { drive: usize, extent: crate::facts::Extent },
+    There {
+        drive: usize,
+        extent: crate::facts::Extent,
+    },
     /// A command would wait.
     Stuck,
     /// A command would fail.
     Gone,
 }
-

@@ -8,6 +8,7 @@ use super::event::What;
 use super::faults::OpFault;
 use super::state::State;
 use crate::error::{KernelError, Result};
+use crate::id::VolumeId;
 use crate::ops::{Changed, Op};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -51,6 +52,11 @@ impl Step {
         Step::Done(Err(error))
     }
 
+    /// An operation on an array that is not there.
+    pub(super) fn no_array(op: &Op, volume: VolumeId) -> Step {
+        Step::fail(KernelError::refuse(op.name(), volume.short(), "the volume has no array on this node"))
+    }
+
     /// An operation that was sent to the wrong function: a slip in the dispatch below.
     pub(super) fn not_this(op: &Op) -> Step {
         Step::fail(KernelError::bug(op.name(), "sim", "dispatched to the wrong place"))
@@ -92,7 +98,9 @@ impl State {
     fn op_delay(&self, node: usize, op: &Op) -> Duration {
         match op {
             Op::Connect { .. } => self.config.connect_latency,
-            Op::Disconnect { key } | Op::DropMember { key, .. } | Op::Abandon { key, .. } => self.delete_delay(node, *key),
+            Op::Disconnect { key } | Op::DropMember { key, .. } | Op::Abandon { key, .. } => {
+                self.delete_delay(node, *key)
+            }
             _ => Duration::ZERO,
         }
     }
@@ -166,7 +174,7 @@ impl State {
             Op::Connect { .. } => self.op_connect(node, &op),
             Op::Disconnect { key } => self.op_disconnect(node, &op, *key),
             Op::DropMember { .. } => self.op_drop_member(node, &op),
-            Op::Abandon { key, .. } => self.op_abandon(node, &op, *key),
+            Op::Abandon { .. } => self.op_abandon(node, &op),
             Op::CreateArray { .. } => self.op_create_array(node, &op, half),
             Op::AssembleArray { .. } => self.op_assemble(node, &op),
             Op::ActivateArray { volume } => self.op_activate(node, &op, *volume),
@@ -178,10 +186,7 @@ impl State {
             Op::FreezeWrites { volume, component, frozen } => {
                 self.op_set_flag(node, &op, *volume, component, |m| &mut m.blocked, *frozen)
             }
-            Op::SetWriteMostly { volume, component, on } => {
-                self.law_write_mostly(node, *volume, *on);
-                self.op_set_flag(node, &op, *volume, component, |m| &mut m.write_mostly, *on)
-            }
+            Op::SetWriteMostly { volume, component, on } => self.op_write_mostly(node, &op, *volume, component, *on),
             Op::AddBitmap { volume } => self.op_add_bitmap(node, &op, *volume, id),
             Op::SetRaidDisks { volume, count } => self.op_set_raid_disks(node, &op, *volume, *count),
             Op::StopArray { volume } => self.op_stop(node, &op, *volume, id),

@@ -8,7 +8,7 @@ use super::bio::{Dev, Landing};
 use super::md::Member;
 use super::state::{State, Time};
 use crate::facts::Extent;
-use crate::id::{ExportKey, NodeName, PARTITION_TYPE, VolumeId};
+use crate::id::{ExportKey, NodeName, PARTITION_TYPE};
 use crate::ops::Op;
 use std::fmt;
 
@@ -33,12 +33,6 @@ pub enum Law {
     ExportBelowFloor,
     /// P1: a replica came back by bitmap with chunks of its own bitmap not merged (protocol-review.md F1).
     ReAddWithoutMerge,
-    /// A bitmap was merged while a member was being recovered (F1).
-    MergeDuringRecovery,
-    /// P2: a deposed consumer released waiting writes to processes that still live (F7).
-    DeposedAcknowledges,
-    /// A member was added, or flagged write-mostly, while a resync was pending (F17).
-    DuringResync,
 }
 
 /// One broken law.
@@ -96,26 +90,37 @@ impl State {
     pub(super) fn law_one_writer(&mut self, landing: &Landing) {
         let later = self.arrays.iter().filter(|(id, _)| **id > landing.writer).find(|(_, a)| {
             let mut members = a.members.values().filter(|m| !m.faulty);
-            members.any(|m| self.place_of(a.node, m.dev).is_some_and(|(_, d, p)| (d, p) == (landing.drive, landing.number)))
+            members.any(|m| {
+                self.place_of(a.node, m.dev).is_some_and(|(_, d, p)| (d, p) == (landing.drive, landing.number))
+            })
         });
         if let Some((id, holder)) = later {
             let serial = &self.drives[landing.drive].spec.serial;
             let at = format!("partition {} of {serial}", landing.number);
-            let detail =
-                format!("{at} belongs to {} on {} (array {id})", holder.name, self.nodes[holder.node].name);
+            let detail = format!("{at} belongs to {} on {} (array {id})", holder.name, self.nodes[holder.node].name);
             let detail = format!("array {} wrote to it: {detail}", landing.writer);
             self.violate(landing.node, Law::TwoWriters, detail);
         }
     }
 
-    pub(super) fn law_export(&mut self, node: usize, key: ExportKey, drive: usize, number: u32) {
-        if let Some(holder) = self.holders_of(node, drive, number).into_iter().next() {
+    /// An export of a partition that an array of its own node holds. The binding refuses it; it is a broken law when
+    /// the array has been there for longer than an observation lasts.
+    pub(super) fn law_export_held(&mut self, node: usize, key: ExportKey, drive: usize, number: u32) {
+        let dev = Dev::Part { drive, number };
+        let old = self.arrays.values().find(|a| {
+            let holds = a.node == node && a.members.values().any(|m| m.dev == dev);
+            holds && a.started + self.config.evidence_grace < self.now
+        });
+        if let Some(holder) = old.map(|a| a.name.clone()) {
             self.violate(node, Law::LocalAndExported, format!("export {key} of a partition that {holder} holds"));
         }
+    }
+
+    pub(super) fn law_export_floor(&mut self, node: usize, key: ExportKey, drive: usize, number: u32) {
         let start = self.drives[drive].entry(number).map(|e| e.extent.start).unwrap_or_default();
-        let floor = self.drives[drive].meta(start).record.map(|r| r.epoch);
-        if floor.is_some_and(|epoch| epoch > key.epoch) {
-            self.violate(node, Law::ExportBelowFloor, format!("export {key}: the drive has epoch {}", floor.unwrap_or(0)));
+        let floor = self.drives[drive].meta(start).record.map(|r| r.epoch).unwrap_or_default();
+        if floor > key.epoch {
+            self.violate(node, Law::ExportBelowFloor, format!("export {key}: the drive has epoch {floor}"));
         }
     }
 
@@ -154,45 +159,6 @@ impl State {
         };
         if !bad_luck {
             self.violate(node, Law::LastCopyDropped, op.to_string());
-        }
-    }
-
-    /// A deposed array loses its members: whoever still waits on it would hear of success.
-    pub(super) fn law_abandon(&mut self, node: usize, op: &Op, array: u64) {
-        let fs_down = self.arrays.get(&array).and_then(|a| a.fs.as_ref()).is_some_and(|fs| !fs.alive);
-        let waiting = self.callers.values().filter(|c| c.array == array && c.is_open()).count();
-        if waiting > 0 && !fs_down {
-            self.violate(node, Law::DeposedAcknowledges, format!("{op}: {waiting} processes wait on the array"));
-        }
-    }
-
-    pub(super) fn law_write_mostly(&mut self, node: usize, volume: VolumeId, on: bool) {
-        let pending = self.array_of(node, volume).and_then(|id| self.arrays.get(&id)).is_some_and(|a| a.resync_from.is_some());
-        if on && pending {
-            self.violate(node, Law::DuringResync, format!("write-mostly in {} with a resync pending", volume.short()));
-        }
-    }
-
-    pub(super) fn law_merge(&mut self, node: usize, array: u64) {
-        let Some(a) = self.arrays.get(&array) else { return };
-        if a.members.values().any(|m| m.active() && !m.in_sync) {
-            let name = a.name.clone();
-            self.violate(node, Law::MergeDuringRecovery, format!("merge-bitmap into {name}"));
-        }
-    }
-
-    /// A device joins a running array.
-    pub(super) fn law_add(&mut self, node: usize, array: u64, dev: Dev) {
-        self.law_member(node, dev);
-        let Some(a) = self.arrays.get(&array) else { return };
-        let (name, volume) = (a.name.clone(), a.volume);
-        if a.resync_from.is_some() {
-            self.violate(node, Law::DuringResync, format!("a member joins {name} with a resync pending"));
-        }
-        let place = self.place_of(node, dev).and_then(|(_, d, p)| self.drives[d].entry(p));
-        let owner = place.and_then(|e| self.keys.get(&e.unique_guid)).map(|k| k.volume);
-        if owner.is_some() && owner != volume {
-            self.violate(node, Law::ForeignBytes, format!("{name} takes a partition of another volume"));
         }
     }
 

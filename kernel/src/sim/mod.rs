@@ -132,7 +132,11 @@ impl World {
     pub fn hold(&self, node: &str, volume: VolumeId, holder: &str, on: bool) {
         self.on(node, |s, n| {
             let Some(array) = s.array_of(n, volume).and_then(|id| s.arrays.get_mut(&id)) else { return };
-            if on { array.holders.insert(holder.into()) } else { array.holders.remove(holder) };
+            if on {
+                array.holders.insert(holder.into())
+            } else {
+                array.holders.remove(holder)
+            };
         });
     }
 
@@ -186,6 +190,12 @@ impl World {
     /// The power comes back, with a new boot id.
     pub fn power_on(&self, node: &str) {
         self.on(node, |s, n| s.power_on(n));
+    }
+
+    /// Power cut and power on in one.
+    pub fn reset(&self, node: &str) {
+        self.power_cut(node);
+        self.power_on(node);
     }
 
     /// An orderly shutdown: the drives go first, the power a second later.
@@ -242,6 +252,21 @@ impl World {
         self.on(node, |s, n| s.plan_fault(n, op, fault));
     }
 
+    /// The next `count` hints of the node are lost.
+    pub fn lose_hints(&self, node: &str, count: u32) {
+        self.on(node, |s, n| s.nodes[n].hints_to_lose += count);
+    }
+
+    /// The next `count` hints of the node come twice.
+    pub fn double_hints(&self, node: &str, count: u32) {
+        self.on(node, |s, n| s.nodes[n].hints_to_double += count);
+    }
+
+    /// The next `count` observations on the node fail.
+    pub fn fail_looks(&self, node: &str, count: u32) {
+        self.on(node, |s, n| s.nodes[n].looks_to_fail += count);
+    }
+
     /// Changes the odds of the seeded faults; all zero begins the phase in which everything must come right.
     pub fn set_rates(&self, rates: FaultRates) {
         self.inner.change(|s| s.config.rates = rates);
@@ -265,8 +290,7 @@ impl World {
     pub fn add_foreign_partition(&self, node: &str, drive: &DriveId, number: u32, extent: Extent, name: &str) {
         self.on(node, |s, n| {
             let Some(at) = s.drive_at(n, drive) else { return };
-            let entry =
-                PartitionEntry { type_guid: LINUX_DATA, unique_guid: s.rng.uuid(), name: name.into(), extent };
+            let entry = PartitionEntry { type_guid: LINUX_DATA, unique_guid: s.rng.uuid(), name: name.into(), extent };
             s.drives[at].table.get_or_insert_default().insert(number, entry);
             s.nodes[n].known.insert((at, number), extent);
         });

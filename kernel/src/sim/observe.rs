@@ -41,7 +41,8 @@ impl SimKernel {
             tokio::time::sleep(delay).await;
         }
         loop {
-            let found = self.world.inner.look(|s| s.node_named(&self.node).map(|n| (n, s.nodes[n].up, s.nodes[n].frozen)));
+            let found =
+                self.world.inner.look(|s| s.node_named(&self.node).map(|n| (n, s.nodes[n].up, s.nodes[n].frozen)));
             match found {
                 None => return Err(KernelError::refuse(what, self.node.clone(), "there is no such node")),
                 Some((_, false, _)) => return Err(KernelError::wait(what, self.node.clone(), "the node has no power")),
@@ -56,7 +57,9 @@ impl SimKernel {
         let node = self.enter(what).await?;
         self.world.inner.look(|s| {
             let rate = s.config.rates.look_fails;
-            if s.rng.chance(rate) {
+            let planned = s.nodes[node].looks_to_fail > 0;
+            s.nodes[node].looks_to_fail = s.nodes[node].looks_to_fail.saturating_sub(1);
+            if planned || s.rng.chance(rate) {
                 return Err(KernelError::retry(what, self.node.clone(), "the observation failed"));
             }
             Ok(f(s, node))
@@ -81,9 +84,12 @@ impl Kernel for SimKernel {
     async fn partition(&self, key: ReplicaKey) -> Result<Option<PartitionFact>> {
         self.see("partition", |s, n| {
             s.learn(key);
-            s.partition_fact(n, key)
+            match s.unreadable(n, key) {
+                true => Err(KernelError::wait("partition", key.to_string(), "the drive does not answer")),
+                false => Ok(s.partition_fact(n, key)),
+            }
         })
-        .await
+        .await?
     }
 
     async fn replicas(&self) -> Result<BTreeMap<DriveId, Vec<(Uuid, Option<EpochRecord>)>>> {
@@ -147,8 +153,9 @@ impl Kernel for SimKernel {
         let node = self.enter(op.name()).await?;
         let (answer, limit) = self.world.inner.change(|s| (s.enqueue(node, op), s.now + op.deadline()));
         let started = self.world.inner.answer(answer, Some(limit)).await;
-        let over: fn(Time, Time) -> &'static str =
-            |now, limit| if now >= limit { "the deadline passed; it may still happen" } else { "the node or its agent died" };
+        let over: fn(Time, Time) -> &'static str = |now, limit| {
+            if now >= limit { "the deadline passed; it may still happen" } else { "the node or its agent died" }
+        };
         let why = self.world.inner.look(|s| over(s.now, limit));
         started.unwrap_or_else(|| Err(KernelError::retry(op.name(), self.node.clone(), why)))
     }
@@ -171,7 +178,9 @@ impl State {
         let check = |required: bool| Check { ok: true, required, message: "simulated".into() };
         let rdma = Check { ok: self.config.rdma, required: false, message: "simulated".into() };
         let mut checks: BTreeMap<String, Check> =
-            ["nvmet", "nvme-tcp", "md", "raid1", "xfs"].map(|name| (name.to_string(), check(true))).into();
+            ["kernel", "configfs", "fabrics", "module-nvmet", "module-nvme-tcp", "module-raid1", "module-xfs"]
+                .map(|name| (name.to_string(), check(true)))
+                .into();
         checks.insert("rdma".into(), rdma);
         NodeFact {
             name: n.name.clone(),

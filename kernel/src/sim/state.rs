@@ -61,6 +61,10 @@ pub(super) struct Node {
     pub(super) mounts: BTreeMap<String, Vec<Mount>>,
     pub(super) openers: BTreeMap<u64, Opener>,
     pub(super) hints: broadcast::Sender<Hint>,
+    /// Hints still to be lost, hints still to be told twice, observations still to fail, by request.
+    pub(super) hints_to_lose: u32,
+    pub(super) hints_to_double: u32,
+    pub(super) looks_to_fail: u32,
     /// Events that came due while it was frozen.
     pub(super) deferred: Vec<Event>,
 }
@@ -159,6 +163,9 @@ impl State {
             mounts: BTreeMap::new(),
             openers: BTreeMap::new(),
             hints: broadcast::channel(HINTS_KEPT).0,
+            hints_to_lose: 0,
+            hints_to_double: 0,
+            looks_to_fail: 0,
             deferred: Vec::new(),
         });
         index
@@ -216,10 +223,17 @@ impl State {
 
     pub(super) fn hint_after(&mut self, delay: Time, node: usize, hint: Hint) {
         let rates = self.config.rates;
+        let n = &mut self.nodes[node];
+        if n.hints_to_lose > 0 {
+            n.hints_to_lose -= 1;
+            return;
+        }
+        let double = n.hints_to_double > 0;
+        n.hints_to_double = n.hints_to_double.saturating_sub(1);
         if self.rng.chance(rates.hint_lost) {
             return;
         }
-        if self.rng.chance(rates.hint_doubled) {
+        if double || self.rng.chance(rates.hint_doubled) {
             let late = delay + self.rng.between(Time::ZERO, Time::from_secs(1));
             self.after(late, node, What::Tell { hint: hint.clone() });
         }

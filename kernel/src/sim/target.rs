@@ -19,6 +19,8 @@ pub(super) struct Subsystem {
     pub(super) drive: usize,
     pub(super) number: u32,
     pub(super) enabled: bool,
+    /// Its drive was pulled: nvmet holds a block device that is no more, also when the drive is back.
+    pub(super) dead: bool,
     pub(super) hosts: BTreeSet<Nqn>,
     /// Ports that were made for it.
     pub(super) listens: BTreeSet<Listen>,
@@ -53,12 +55,26 @@ impl State {
             }
             // The allowed host is never touched while a port is linked (protocol-review.md F2).
             if !linked.is_empty() && (there.hosts != hosts || !there.enabled) {
-                return Step::fail(KernelError::refuse(op.name(), key.to_string(), "linked with another host or namespace"));
+                return Step::fail(KernelError::refuse(
+                    op.name(),
+                    key.to_string(),
+                    "linked with another host or namespace",
+                ));
             }
         }
-        self.law_export(node, *key, drive, number);
-        let listens = listen.clone();
-        self.nodes[node].subsystems.insert(*key, Subsystem { drive, number, enabled: true, hosts, listens });
+        if let Some(holder) = self.holders_of(node, drive, number).into_iter().next() {
+            self.law_export_held(node, *key, drive, number);
+            return Step::fail(KernelError::wait(op.name(), key.to_string(), format!("{holder} holds the partition")));
+        }
+        // An export has ports of its own: one that was made for another is never shared.
+        let others = self.nodes[node].subsystems.iter().filter(|(k, _)| *k != key);
+        if let Some((other, _)) = others.clone().find(|(_, s)| !s.listens.is_disjoint(listen)) {
+            let detail = format!("a port belongs to {other}");
+            return Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
+        }
+        self.law_export_floor(node, *key, drive, number);
+        let subsystem = Subsystem { drive, number, enabled: true, dead: false, hosts, listens: listen.clone() };
+        self.nodes[node].subsystems.insert(*key, subsystem);
         if half {
             return Step::fail(errno(op, key.to_string(), errno::EINTR));
         }
@@ -89,7 +105,11 @@ impl State {
         }
         let enabled = self.nodes[node].subsystems.get(&key).is_some_and(|s| s.enabled);
         if half && unlinked {
-            return Step::fail(KernelError::retry("fence", key.to_string(), "interrupted before the namespace was disabled"));
+            return Step::fail(KernelError::retry(
+                "fence",
+                key.to_string(),
+                "interrupted before the namespace was disabled",
+            ));
         }
         if !enabled {
             return Step::changed(unlinked);

@@ -104,10 +104,10 @@ impl State {
         let array = self.array_of(node, volume).ok_or(IoError::NotMounted)?;
         let writes = matches!(ask, Ask::Write { .. });
         let mounts = self.nodes[node].mounts.iter();
-        let mut tops = mounts.filter_map(|(target, layers)| Some((target, layers.last()?)));
+        let tops = mounts.filter_map(|(target, layers)| Some((target, layers.last()?)));
         let fits = |m: &super::fs::Mount| m.array == array && !(writes && m.read_only);
-        // The last by name: a pod's own bind sorts behind the staging path in most tests; any of them would do.
-        let (target, mount) = tops.rfind(|(_, m)| fits(m)).ok_or(IoError::NotMounted)?;
+        let newest = tops.filter(|(_, m)| fits(m)).max_by_key(|(_, m)| m.order);
+        let (target, mount) = newest.ok_or(IoError::NotMounted)?;
         let alive = self.arrays.get(&array).is_some_and(|a| a.fs.as_ref().is_some_and(|f| f.alive));
         if !mount.raw && !alive {
             return Err(IoError::Eio);

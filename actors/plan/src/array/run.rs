@@ -169,8 +169,12 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
     })?;
     let volume = record.volume;
     let reason = || health(record, array);
+    // A merge leaves a resync pending that nobody starts by itself: `bitmap_set_bits` only lowers `resync_start`.
+    if array.sync_action == "idle" && !array.resync_done {
+        return Some(Plan::step(Op::ReleaseSync { volume }, in_use(look, reason())));
+    }
     // One at a time, and never while a resync is pending (F17).
-    if array.sync_action != "idle" || !array.resync_done {
+    if array.sync_action != "idle" {
         return None;
     }
     if !array.has_bitmap {
@@ -184,13 +188,10 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
     let Some(own) = bitmap_return(record, key, candidate, look) else {
         return Some(Plan::step(Op::AddMember { volume, device }, in_use(look, reason())));
     };
-    // What the survivors' bitmap on disk already has needs no merge; anything else is merged and resynced first (F1).
-    let running = active(array, look)
-        .values()
-        .filter_map(|k| superblock(look, k)?.bitmap.as_ref())
-        .map(|b| b.dirty.clone())
-        .reduce(|a, b| a.intersection(&b).copied().collect());
-    let missing: BTreeSet<u64> = own.difference(&running?).copied().collect();
+    // Every dirty chunk of the returning copy is merged and resynced first, whatever the survivors' bitmap shows (F1).
+    // Until the re-add the array stays degraded, and a degraded array keeps the chunks marked (md-bitmap.c,
+    // `md_bitmap_start_sync`: NEEDED goes only when no member is missing).
+    let missing: BTreeSet<u64> = own.difference(&look.merged).copied().collect();
     Some(match missing.is_empty() {
         true => Plan::step(Op::ReAddMember { volume, device }, in_use(look, reason())),
         false => Plan::step(Op::MergeBitmap { volume, chunks: missing }, in_use(look, reason())),

@@ -19,11 +19,16 @@ pub(super) fn begin(record: &VolumeRecord, look: &ArrayLook) -> Plan<ArrayReport
     let absent: BTreeSet<ReplicaId> = in_sync.iter().filter(|r| !here.contains_key(r)).copied().collect();
     // Nothing was ever acknowledged before the first activation: all copies are waited for, so that the first array
     // is whole. Afterwards one copy is enough, with patience for the others.
-    let first_time = record.activated_epoch == 0 && record.format == FormatRecord::Never;
+    let first_time = first_time(record);
     if !absent.is_empty() && (first_time || here.is_empty() || look.waiting_for < START_PATIENCE) {
         return Plan::look_in(report(look, Some(awaited(record, absent))), SOON);
     }
     if first_time { create(record, &here, look) } else { assemble(record, &here, look) }
+}
+
+/// Whether the volume never had an array that was used.
+pub(super) fn first_time(record: &VolumeRecord) -> bool {
+    record.activated_epoch == 0 && record.format == FormatRecord::Never
 }
 
 /// Fence or connection, whichever comes first.
@@ -53,7 +58,8 @@ fn create(record: &VolumeRecord, here: &Here<'_>, look: &ArrayLook) -> Plan<Arra
             }
         }
     }
-    let op = Op::CreateArray { volume: record.volume, members, component_bytes: record.size_bytes };
+    let local = here.values().filter(|(_, candidate)| candidate.local).count();
+    let op = Op::CreateArray { volume: record.volume, members, local, component_bytes: record.size_bytes };
     Plan::step(op, report(look, None))
 }
 
@@ -80,7 +86,7 @@ fn trusted_by(freshest: &Superblock, other: &Superblock) -> bool {
 
 /// Assembled or created, not yet recorded: the set becomes exactly the active members (F4), and only then is it opened.
 pub(super) fn activate(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
-    let created = record.activated_epoch == 0 && record.format == FormatRecord::Never;
+    let created = first_time(record);
     // Whatever is not our own read-only assembly was started by somebody else (udev, an operator): take it down.
     if !ours(&array.name) || (array.state != "readonly" && !created) {
         return Plan::step(Op::StopArray { volume: record.volume }, report(look, Some(Reason::Releasing)));
@@ -108,6 +114,12 @@ pub(super) fn open(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
     let volume = record.volume;
     if array.state == "readonly" {
         return Plan::step(Op::ActivateArray { volume }, report(look, None));
+    }
+    // The flag comes along in the superblocks. While a resync is pending it changes which member is read (F17).
+    let flagged = || array.members.iter().find(|(_, m)| m.flags.contains("write_mostly"));
+    if let (false, Some((component, _))) = (array.resync_done, flagged()) {
+        let op = Op::SetWriteMostly { volume, component: component.clone(), on: false };
+        return Plan::step(op, report(look, None));
     }
     let bitmaps: Vec<&BTreeSet<u64>> = active(array, look)
         .values()

@@ -46,7 +46,7 @@ fn prepare(_: &Context) -> Result<Tally> {
 }
 
 fn fmt(context: &Context) -> Result<Tally> {
-    let command = cargo(context, &["fmt", "--all", "--check"]);
+    let command = cargo(context, &["fmt", "--all", "--check", "--", "--color", "never"]);
     run(context, "fmt", command, |line| line.starts_with("Diff in"))
 }
 
@@ -93,17 +93,22 @@ fn unit(context: &Context) -> Result<Tally> {
 
 fn crds(context: &Context) -> Result<Tally> {
     let binary = cargo(context, &["run", "--quiet", "--package", "meshstor", "--", "crds"]);
-    let text = output(binary)?;
-    let mut kinds = Vec::new();
-    for document in text.split("\n---") {
-        let value: serde_yaml::Value = serde_yaml::from_str(document).context("parse what `meshstor crds` prints")?;
-        kinds.extend(value["spec"]["names"]["kind"].as_str().map(str::to_string));
-    }
+    let kinds = kinds(&output(binary)?)?;
     let missing: Vec<&&str> = KINDS.iter().filter(|kind| !kinds.iter().any(|k| k == *kind)).collect();
     if !missing.is_empty() {
         bail!("`meshstor crds` does not print {missing:?}, only {kinds:?}");
     }
     Ok(Tally::PASSED)
+}
+
+/// The kinds that a stream of resource definitions defines.
+fn kinds(text: &str) -> Result<Vec<String>> {
+    let mut kinds = Vec::new();
+    for document in text.split("\n---") {
+        let value: serde_yaml::Value = serde_yaml::from_str(document).context("parse what `meshstor crds` prints")?;
+        kinds.extend(value["spec"]["names"]["kind"].as_str().map(str::to_string));
+    }
+    Ok(kinds)
 }
 
 fn cargo(context: &Context, arguments: &[&str]) -> Command {
@@ -147,4 +152,23 @@ fn is_diagnostic(line: &str) -> bool {
 fn is_test_line(line: &str) -> bool {
     let progress = ["Running ", "Doc-tests ", "test result: "].iter().any(|start| line.trim_start().starts_with(start));
     progress || line.ends_with("... FAILED")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_from_every_document() {
+        let one = |kind: &str| format!("---\nkind: CustomResourceDefinition\nspec:\n  names:\n    kind: {kind}\n");
+        assert_eq!(kinds(&format!("{}{}", one("A"), one("B"))).unwrap(), ["A", "B"]);
+        assert!(kinds("").unwrap().is_empty());
+        assert!(kinds("spec: [").is_err());
+    }
+
+    #[test]
+    fn names_of_stages_are_unique() {
+        let names: std::collections::BTreeSet<&str> = STAGES.iter().map(|stage| stage.name).collect();
+        assert_eq!(names.len(), STAGES.len());
+    }
 }

@@ -14,6 +14,9 @@ pub const DEPENDENCIES: &str = "docs/dependencies.md";
 const ERRORS: &str = "docs/errors.md";
 const REASONS: &str = "actors/plan/src/reason.rs";
 const PROMISES: &str = "docs/promises.md";
+const HAZARDS: &str = "docs/kernel-hazards.md";
+/// Letters that code cites things by, and the pages that explain them: a row or heading that begins with the number.
+const NUMBERED: &[(char, &str)] = &[('F', HAZARDS), ('K', "docs/kubernetes.md")];
 
 /// All checks that need the files alone.
 pub fn check(files: &[File], report: &mut Report) {
@@ -25,6 +28,11 @@ pub fn check(files: &[File], report: &mut Report) {
     if let Some(promises) = file(PROMISES) {
         report.warnings.extend(uncited(promises, files));
     }
+    for (letter, path) in NUMBERED {
+        report.findings.extend(unexplained(*letter, file(path), path, files));
+    }
+    report.findings.extend(file(HAZARDS).map(|page| missing_guards(page, files)).unwrap_or_default());
+    report.findings.extend(files.iter().flat_map(|file| missing_pages(file, files)));
     report.findings.extend(links(files));
 }
 
@@ -103,8 +111,7 @@ pub fn dependencies(external: &BTreeMap<String, Place>, page: &File) -> Vec<Find
 
 /// Promises (`## P1 …`) that no code and no test cites.
 fn uncited(page: &File, files: &[File]) -> Vec<Finding> {
-    let cited: BTreeSet<String> =
-        files.iter().filter(|f| f.path.ends_with(".rs") && !f.path.contains("/xtask/")).flat_map(citations).collect();
+    let cited: BTreeSet<String> = files.iter().filter(|file| is_product_code(file)).flat_map(citations).collect();
     let promises = headings(&page.text).into_iter().filter_map(|(heading, line)| {
         let number = heading.split_whitespace().next()?.trim_end_matches([':', '.']).to_string();
         is_promise(&number).then_some((number, line))
@@ -117,8 +124,78 @@ fn uncited(page: &File, files: &[File]) -> Vec<Finding> {
 
 /// Promise numbers in the comments and literals of a file: everything that is not code.
 fn citations(file: &File) -> BTreeSet<String> {
-    let code: Vec<String> = words(&mask(&file.text)).map(str::to_string).collect();
-    words(&file.text).filter(|word| is_promise(word)).map(str::to_string).filter(|word| !code.contains(word)).collect()
+    numbered('P', &file.text).map(|(number, _)| number).collect()
+}
+
+/// Numbers that code cites and their page does not explain.
+fn unexplained(letter: char, page: Option<&File>, path: &str, files: &[File]) -> Vec<Finding> {
+    let explained: BTreeSet<&str> = page.map_or("", |page| &page.text).split(|c: char| !c.is_alphanumeric()).collect();
+    let mut findings = Vec::new();
+    for file in files.iter().filter(|file| is_product_code(file)) {
+        for (number, line) in numbered(letter, &file.text).filter(|(number, _)| !explained.contains(number.as_str())) {
+            findings.push(Finding::new(&file.path, line, format!("{number} is not explained in {path}")));
+        }
+    }
+    findings
+}
+
+/// Guarding tests that a hazard's row names, in its last cell, and that do not exist.
+fn missing_guards(page: &File, files: &[File]) -> Vec<Finding> {
+    let exists = |name: &str| files.iter().any(|file| file.text.contains(&format!("fn {name}(")));
+    let rows = page.text.lines().enumerate().filter(|(_, line)| line.starts_with("| F"));
+    let names = rows.flat_map(|(index, line)| {
+        let guard = line.trim_end_matches(['|', ' ']).rsplit(" | ").next().unwrap_or_default();
+        guard.split('`').skip(1).step_by(2).map(move |name| (index + 1, name))
+    });
+    let tests = names.filter(|(_, name)| name.contains('_') && name.chars().all(|c| c == '_' || c.is_alphanumeric()));
+    let missing = tests.filter(|(_, name)| !exists(name));
+    missing.map(|(line, name)| Finding::new(&page.path, line, format!("there is no test {name}"))).collect()
+}
+
+/// Pages that comments name and nobody has written.
+fn missing_pages(file: &File, files: &[File]) -> Vec<Finding> {
+    if !is_product_code(file) {
+        return Vec::new();
+    }
+    let known = |name: &str| files.iter().any(|file| file.path == name || file.path.ends_with(&format!("/{name}")));
+    let mut findings = Vec::new();
+    for (line, text) in comments(&file.text) {
+        let names = text.split(|c: char| !(c.is_alphanumeric() || "-_./".contains(c)));
+        let names = names.map(|name| name.trim_end_matches('.')).filter(|name| name.ends_with(".md"));
+        for name in names.filter(|name| !known(name)) {
+            findings.push(Finding::new(&file.path, line, format!("{name} does not exist")));
+        }
+        if text.contains("design section") || text.contains("design rule") {
+            let what = "cite the rule where a reader finds it: docs/protocol.md, rule N";
+            findings.push(Finding::new(&file.path, line, what));
+        }
+    }
+    findings
+}
+
+fn is_product_code(file: &File) -> bool {
+    file.path.ends_with(".rs") && !file.path.starts_with("integration/xtask/")
+}
+
+/// Numbers such as `F12` outside code, with their lines.
+fn numbered(letter: char, text: &str) -> impl Iterator<Item = (String, usize)> {
+    let is_number = move |word: &str| {
+        word.strip_prefix(letter)
+            .is_some_and(|n| !n.is_empty() && n.len() <= 2 && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let code = mask(text);
+    let code: Vec<String> = words(&code).filter(|word| is_number(word)).map(str::to_string).collect();
+    let lines: Vec<(String, usize)> = text
+        .lines()
+        .enumerate()
+        .flat_map(|(index, line)| words(line).map(move |word| (word.to_string(), index + 1)))
+        .collect();
+    lines.into_iter().filter(move |(word, _)| is_number(word) && !code.contains(word))
+}
+
+/// Comment lines, by the way they begin: enough to find what they cite.
+fn comments(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().filter_map(|(index, line)| line.find("//").map(|at| (index + 1, &line[at..])))
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {

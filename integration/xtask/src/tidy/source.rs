@@ -148,10 +148,11 @@ fn attribute_end(tokens: &[Token], at: usize) -> Option<usize> {
     None
 }
 
+/// Examples are suites that run inside guests, against a real kernel.
 fn is_test_path(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let by_name = name.ends_with("_tests.rs") || ["tests.rs", "testing.rs"].contains(&name);
-    by_name || path.split('/').any(|part| part == "tests")
+    by_name || path.split('/').any(|part| ["tests", "examples"].contains(&part))
 }
 
 fn is_word(text: &str) -> bool {

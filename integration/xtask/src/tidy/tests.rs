@@ -186,6 +186,34 @@ fn uncited_promises_are_warned_about() {
 }
 
 #[test]
+fn citations_of_pages_and_numbers_that_do_not_exist_are_found() {
+    let code =
+        "//! Order of F2, K5 (kernel.md; see docs/protocol.md, a.md.).\nstruct K9;\n// design section 4, rule 5\n";
+    let pages =
+        [file("docs/protocol.md", ""), file("docs/kernel-hazards.md", "| F2 | order |\n"), file("docs/a.md", "")];
+    let mut report = Report::default();
+    pages::check(&[&pages[..], &[file("a.rs", code)]].concat(), &mut report);
+    let said: Vec<String> = report.findings.iter().map(|finding| finding.to_string()).collect();
+    assert_eq!(
+        said,
+        [
+            "a.rs:1: K5 is not explained in docs/kubernetes.md",
+            "a.rs:1: kernel.md does not exist",
+            "a.rs:3: cite the rule where a reader finds it: docs/protocol.md, rule N",
+        ]
+    );
+}
+
+#[test]
+fn guarding_tests_that_do_not_exist_are_found() {
+    let page = "| F1: `not_a_test` | how | `policy_of_ours` | `a_test`, `a_lost_test`, law `Order`; *later* |\n";
+    let mut report = Report::default();
+    pages::check(&[file("docs/kernel-hazards.md", page), file("a.rs", "fn a_test() {}")], &mut report);
+    let said: Vec<String> = report.findings.iter().map(|finding| finding.to_string()).collect();
+    assert_eq!(said, ["docs/kernel-hazards.md:1: there is no test a_lost_test"]);
+}
+
+#[test]
 fn links_that_lead_nowhere_are_found() {
     let page =
         file("docs/a.md", "[b](adr/b.md#part) [up](../README.md) [far](https://e.org) [gone](c.md) [dir](adr/)\n");

@@ -8,7 +8,7 @@ use crate::facts::{Extent, PartitionEntry};
 use crate::linux::classify::Geometry;
 use crate::linux::classify::table::{ENTRY_BYTES, Table};
 use gptman::{GPTHeader, GPTPartitionEntry};
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use uuid::Uuid;
 
 /// Entries of a table we make. What every tool makes; 128 replicas on one drive are plenty.
@@ -31,7 +31,9 @@ pub struct Image {
 /// The entries of a table in the form `gptman` edits, attributes and unused slots included.
 pub fn slots_of(table: &Table) -> Result<Vec<GPTPartitionEntry>, String> {
     let slots = table.array.chunks_exact(ENTRY_BYTES as usize);
-    slots.map(|mut slot| GPTPartitionEntry::read_from(&mut slot).map_err(|e| e.to_string())).collect()
+    // `gptman` 3.1 reads as many bytes as its own struct has in memory and decodes the first 128 of them.
+    let read = |slot: &[u8]| GPTPartitionEntry::read_from(&mut slot.chain(std::io::repeat(0)));
+    slots.map(|slot| read(slot).map_err(|e| e.to_string())).collect()
 }
 
 /// Sets or clears one entry.

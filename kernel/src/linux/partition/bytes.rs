@@ -5,7 +5,7 @@
 
 use crate::error::{KernelError, Result};
 use crate::facts::{ALIGNMENT, DATA_OFFSET, EpochRecord, Extent, Superblock};
-use crate::linux::drives::{KernelPartition, open_node};
+use crate::linux::drives::{KernelPartition, open_quietly};
 use crate::linux::ioctl::{self, AlignedBuf, O_DIRECT};
 use crate::linux::superblock::{self, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
 use crate::record::{self, SLOT_BYTES, slot_of, slot_offsets};
@@ -64,7 +64,7 @@ impl Bytes<'static> {
         let mut options = OpenOptions::new();
         // O_DSYNC: a write returns when the drive's own cache has given it to the medium.
         options.read(true).write(true).custom_flags(O_DIRECT | O_DSYNC | flags);
-        let file = open_node(&partition.path, partition.numbers.as_deref(), &options);
+        let file = open_quietly(&partition.path, partition.numbers.as_deref(), &options);
         let file = file.map_err(|e| KernelError::io("open partition", name.clone(), &e))?;
         Ok(Bytes { file: Opened::Owned(file), name, extent: Extent { start: 0, length } })
     }

@@ -50,10 +50,7 @@ impl Place {
 }
 
 /// The entry of ours with this GUID in a table, with its number.
-pub fn entry_of(
-    entries: &BTreeMap<u32, PartitionEntry>,
-    unique_guid: Uuid,
-) -> Option<(u32, &PartitionEntry)> {
+pub fn entry_of(entries: &BTreeMap<u32, PartitionEntry>, unique_guid: Uuid) -> Option<(u32, &PartitionEntry)> {
     let ours = |entry: &PartitionEntry| entry.type_guid == PARTITION_TYPE && entry.unique_guid == unique_guid;
     entries.iter().find(|(_, entry)| ours(entry)).map(|(number, entry)| (*number, entry))
 }
@@ -113,18 +110,24 @@ fn tables(namespaces: Vec<Namespace>) -> Vec<(Namespace, Result<BTreeMap<u32, Pa
     for namespace in namespaces {
         let (sender, job) = (sender.clone(), namespace.clone());
         waiting.insert(namespace.name.clone(), namespace);
-        // Detached: a thread whose drive hangs ends when the drive's driver gives up.
-        std::thread::spawn(move || {
+        let read = move || {
             let entries = read(&job).map_err(|e| KernelError::io("read drive", job.path.clone(), &e));
             // Nobody listens any more after the deadline.
             let _ = sender.send((job.name, entries));
-        });
+        };
+        // Detached: a thread whose drive hangs ends when the drive's driver gives up. A drive for which there is no
+        // thread counts as one that does not answer.
+        if let Err(error) = std::thread::Builder::new().name("table".into()).spawn(read) {
+            tracing::warn!(%error, "no thread to read a drive");
+        }
     }
     drop(sender);
     let give_up = Instant::now() + READ_DEADLINE;
     let mut results = Vec::new();
     while !waiting.is_empty() {
-        let Ok((name, entries)) = answers.recv_timeout(give_up.saturating_duration_since(Instant::now())) else { break };
+        let Ok((name, entries)) = answers.recv_timeout(give_up.saturating_duration_since(Instant::now())) else {
+            break;
+        };
         results.extend(waiting.remove(&name).map(|namespace| (namespace, entries)));
     }
     for (_, namespace) in waiting {

@@ -16,7 +16,8 @@ fn rings() -> Vec<Ring> {
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
     // Not in /tmp, which may be a file system without O_DIRECT.
-    let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let beside = std::env::current_exe().unwrap();
+    let mut file = tempfile::NamedTempFile::new_in(beside.parent().unwrap()).unwrap();
     file.write_all(bytes).unwrap();
     file.as_file().sync_all().unwrap();
     file

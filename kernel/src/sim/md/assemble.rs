@@ -42,11 +42,12 @@ impl State {
             let Some((name, dev)) = self.device(node, path) else {
                 return Err(Step::fail(errno(op, *path, errno::ENOENT)));
             };
-            if self.held_on(node, dev).is_some() {
-                return Err(Step::fail(errno(op, *path, errno::EBUSY)));
+            if let Some(holder) = self.held_on(node, dev) {
+                return Err(Step::fail(KernelError::wait(op.name(), *path, format!("{holder} holds it"))));
             }
             match self.reach(node, dev) {
-                Reach::Stuck => return Err(Step::Wait),
+                // The read of the superblock goes through the ring and times out.
+                Reach::Stuck => return Err(Step::fail(errno(op, *path, errno::ETIMEDOUT))),
                 Reach::Gone => return Err(Step::fail(errno(op, *path, errno::EIO))),
                 Reach::There { .. } => {}
             }
@@ -57,7 +58,7 @@ impl State {
     }
 
     pub(in super::super) fn op_create_array(&mut self, node: usize, op: &Op, half: bool) -> Step {
-        let Op::CreateArray { volume, members, component_bytes } = op else { return Step::not_this(op) };
+        let Op::CreateArray { volume, members, local, component_bytes } = op else { return Step::not_this(op) };
         self.volumes.insert(volume.md_uuid(), *volume);
         if self.array_of(node, *volume).is_some() {
             return Step::done(Changed::No);
@@ -78,6 +79,7 @@ impl State {
             let mut member = new_member(*dev, slot as u32, self.rng.uuid());
             member.slot = Some(slot as u32);
             member.in_sync = true;
+            member.write_mostly = *local > 0 && slot >= *local;
             array.members.insert(name.clone(), member);
         }
         // A one-copy array carries no bitmap: it would cost half of its write speed.
@@ -95,6 +97,10 @@ impl State {
         if half {
             return Step::fail(KernelError::retry(op.name(), volume.to_string(), "one superblock written"));
         }
+        // A new array runs at once, with its sync policies set: there is nothing to merge or to compare.
+        array.read_only = false;
+        array.sync_frozen = false;
+        array.safe_mode = false;
         self.start_array(array);
         Step::done(Changed::Yes)
     }
@@ -130,7 +136,7 @@ impl State {
             name: self.free_md_name(node),
             volume: Some(volume),
             set_uuid: volume.md_uuid(),
-            set_name: volume.short(),
+            set_name: format!("ms-{}", volume.short()),
             raid_disks,
             component_bytes,
             events: 1,
@@ -152,11 +158,13 @@ impl State {
             last_write: Time::ZERO,
             fs: None,
             holders: BTreeSet::new(),
+            started: self.now,
         }
     }
 
     fn start_array(&mut self, array: Array) {
-        let (node, line) = (array.node, format!("{} runs with {} of {}", array.name, array.good_members(), array.raid_disks));
+        let (node, line) =
+            (array.node, format!("{} runs with {} of {}", array.name, array.good_members(), array.raid_disks));
         let id = self.id();
         self.arrays.insert(id, array);
         self.say(node, line);
@@ -170,7 +178,7 @@ impl State {
         let paths: Vec<&str> = members.iter().map(String::as_str).collect();
         if let Some(id) = self.array_of(node, *volume) {
             let names: BTreeSet<&str> = paths.iter().filter_map(|p| p.strip_prefix("/dev/")).collect();
-            let same = self.arrays.get(&id).is_some_and(|a| a.members.keys().all(|n| names.contains(n.as_str())));
+            let same = self.arrays.get(&id).is_some_and(|a| a.members.keys().map(String::as_str).eq(names));
             let other = KernelError::refuse(op.name(), volume.to_string(), "an array with other members runs");
             return if same { Step::done(Changed::No) } else { Step::fail(other) };
         }
@@ -206,7 +214,8 @@ impl State {
         array.set_name = freshest.name.clone();
         array.events = freshest.events;
         for f in &found {
-            let member = seat(f, &freshest).map_err(|why| Step::fail(KernelError::refuse(op.name(), f.name.clone(), why)))?;
+            let member =
+                seat(f, &freshest).map_err(|why| Step::fail(KernelError::refuse(op.name(), f.name.clone(), why)))?;
             array.members.insert(f.name.clone(), member);
         }
         if array.good_members() == 0 {
@@ -218,13 +227,14 @@ impl State {
         // One member's bitmap is read, the first that is in sync; what the others have is not looked at.
         let first = found.iter().find(|f| array.members.get(&f.name).is_some_and(Member::good));
         array.bitmap = first.and_then(|f| f.superblock.bitmap.as_ref()).map(|disk| array.load_bits(disk));
+        if let Some(bits) = &mut array.bitmap {
+            bits.asleep = true;
+        }
         Ok(array)
     }
 
     pub(in super::super) fn op_activate(&mut self, node: usize, op: &Op, volume: VolumeId) -> Step {
-        let Some(id) = self.array_of(node, volume) else {
-            return Step::fail(errno(op, volume.to_string(), errno::ENOENT));
-        };
+        let Some(id) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
         let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
         let changed = std::mem::replace(&mut a.read_only, false);
         if changed {
@@ -248,7 +258,7 @@ impl State {
             return Step::fail(KernelError::refuse(op.name(), name, "the array is one of ours"));
         }
         if self.open_count(id) > 0 {
-            return Step::fail(errno(op, name, errno::EBUSY));
+            return Step::fail(KernelError::refuse(op.name(), name, "it is mounted or held"));
         }
         self.arrays.remove(&id);
         Step::done(Changed::Yes)
@@ -257,7 +267,7 @@ impl State {
     /// `array_state=inactive`: superblocks say clean first, which waits for every member.
     fn stop(&mut self, node: usize, op: &Op, id: u64, job: u64) -> Step {
         if self.open_count(id) > 0 {
-            return Step::fail(errno(op, id.to_string(), errno::EBUSY));
+            return Step::fail(KernelError::refuse(op.name(), id.to_string(), "it is mounted or held"));
         }
         let busy = self.busy(id);
         let begun = self.jobs.get(&job).is_some_and(|j| j.stage > 0);
@@ -319,6 +329,9 @@ impl State {
                 array.name = "md127".into();
                 array.read_only = false;
                 array.sync_frozen = false;
+                if let Some(bits) = &mut array.bitmap {
+                    bits.asleep = false;
+                }
                 self.start_array(array);
                 true
             }

@@ -40,15 +40,15 @@ pub(in super::super) struct Bits {
     pub(in super::super) unwritten: bool,
     /// A bit was cleared or the header moved: the next pass of the daemon writes it.
     pub(in super::super) lazy: bool,
+    /// Our own assembly puts the daemon to sleep, so that no bit is forgotten before ReleaseSync.
+    pub(in super::super) asleep: bool,
 }
 
 impl Bits {
-    /// `md_bitmap_startwrite`: whether the chunk's bit is durable already.
+    /// `md_bitmap_startwrite`: sets the chunk's bit; data may follow when it is on disk.
     pub(in super::super) fn start_write(&mut self, chunk: u64) {
-        let bit = self.chunks.entry(chunk).or_insert_with(|| {
-            self.unwritten = true;
-            Bit { needed: false, writes: 0, passes: PASSES, on_disk: false }
-        });
+        let bit = self.chunks.entry(chunk).or_insert(Bit { needed: false, writes: 0, passes: PASSES, on_disk: false });
+        self.unwritten |= !bit.on_disk;
         bit.writes += 1;
         bit.passes = PASSES;
     }
@@ -73,12 +73,11 @@ impl Bits {
         }
     }
 
-    /// Marks a chunk NEEDED; answers whether it was not.
-    pub(in super::super) fn need(&mut self, chunk: u64) -> bool {
-        let bit =
-            self.chunks.entry(chunk).or_insert(Bit { needed: false, writes: 0, passes: PASSES, on_disk: false });
+    /// Marks a chunk NEEDED.
+    fn need(&mut self, chunk: u64) {
+        let bit = self.chunks.entry(chunk).or_insert(Bit { needed: false, writes: 0, passes: PASSES, on_disk: false });
         self.unwritten |= !bit.on_disk;
-        !std::mem::replace(&mut bit.needed, true)
+        bit.needed = true;
     }
 
     /// First chunk from `from` on that has to be copied.
@@ -112,8 +111,8 @@ impl Array {
             let needed = stale || start.is_some_and(|s| chunk >= s);
             bits.chunks.insert(chunk, Bit { needed, writes: 0, passes: PASSES, on_disk: !stale });
         }
-        // The loaded bitmap goes to every member: each had its own.
-        bits.unwritten = true;
+        // What the other members have on disk stays until the daemon writes a page.
+        bits.lazy = true;
         bits
     }
 }
@@ -123,7 +122,9 @@ impl State {
     pub(in super::super) fn bitmap_daemon(&mut self, id: u64) {
         let Some(a) = self.arrays.get_mut(&id) else { return };
         let Some(bits) = &mut a.bitmap else { return };
-        bits.pass();
+        if !bits.asleep {
+            bits.pass();
+        }
         let node = a.node;
         self.after(self.config.bitmap_daemon, node, What::Daemon { array: id });
     }
@@ -142,25 +143,31 @@ impl State {
         chunks: &BTreeSet<u64>,
         job: u64,
     ) -> Step {
-        let Some(id) = self.array_of(node, volume) else {
-            return Step::fail(errno(op, volume.to_string(), errno::ENOENT));
-        };
+        let Some(id) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
         if self.jobs.get(&job).is_some_and(|j| j.stage == 1) {
             return self.when_bits_are_written(id);
         }
-        self.law_merge(node, id);
         let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
         let last = a.chunks();
+        if chunks.is_empty() {
+            return Step::done(Changed::No);
+        }
+        if a.read_only {
+            return Step::fail(KernelError::refuse(op.name(), a.name.clone(), "the array is read-only"));
+        }
+        // Setting a bit moves resync_offset down, and reads above it go to the lowest slot, in sync or not (F17).
+        if a.members.values().any(|m| m.active() && !m.in_sync) {
+            return Step::fail(KernelError::wait(op.name(), a.name.clone(), "a member is recovering"));
+        }
         let Some(bits) = &mut a.bitmap else {
             return Step::fail(KernelError::refuse(op.name(), a.name.clone(), "the array has no bitmap"));
         };
-        if chunks.iter().any(|c| *c >= last) {
-            return Step::fail(errno(op, a.name.clone(), errno::EINVAL));
+        if let Some(beyond) = chunks.iter().find(|c| **c >= last) {
+            let detail = format!("chunk {beyond} lies beyond the array's {last} chunks");
+            return Step::fail(KernelError::refuse(op.name(), a.name.clone(), detail));
         }
-        let new = chunks.iter().filter(|c| bits.need(**c)).count();
-        if new == 0 {
-            return Step::done(Changed::No);
-        }
+        // Always done when asked for: a bit that is set already may be one that MD does not mean to resync.
+        chunks.iter().for_each(|c| bits.need(*c));
         // `md_bitmap_dirty_bits` moves resync_offset back: the array is as dirty as that.
         let first = chunks.first().copied();
         a.resync_from = match (a.resync_from, first) {
@@ -181,9 +188,7 @@ impl State {
     }
 
     pub(in super::super) fn op_add_bitmap(&mut self, node: usize, op: &Op, volume: VolumeId, job: u64) -> Step {
-        let Some(id) = self.array_of(node, volume) else {
-            return Step::fail(errno(op, volume.to_string(), errno::ENOENT));
-        };
+        let Some(id) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
         if self.jobs.get(&job).is_some_and(|j| j.stage == 1) {
             return self.when_bits_are_written(id);
         }

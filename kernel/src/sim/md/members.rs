@@ -9,8 +9,8 @@ use super::super::job::{Step, errno};
 use super::super::state::State;
 use super::{Dirty, Member};
 use crate::error::KernelError;
-use crate::facts::Superblock;
-use crate::id::{ExportKey, VolumeId};
+use crate::facts::{EpochRecord, Superblock};
+use crate::id::VolumeId;
 use crate::ops::{Changed, Op};
 
 impl State {
@@ -44,59 +44,104 @@ impl State {
 
     /// The array of an operation, and whether MD's mutex is free.
     fn array_for(&self, node: usize, op: &Op, volume: VolumeId) -> Result<u64, Step> {
-        let missing = || Step::fail(errno(op, volume.to_string(), errno::ENOENT));
-        let id = self.array_of(node, volume).ok_or_else(missing)?;
+        let id = self.array_of(node, volume).ok_or_else(|| Step::no_array(op, volume))?;
         // A superblock round in flight holds the mutex (md_super_wait).
         if self.arrays.get(&id).is_some_and(|a| a.sb_write.is_some()) { Err(Step::Wait) } else { Ok(id) }
     }
 
     pub(in super::super) fn op_drop_member(&mut self, node: usize, op: &Op) -> Step {
         let Op::DropMember { key, volume, evidence } = op else { return Step::not_this(op) };
-        let Some(head) = self.head_of(node, *key) else {
-            return Step::changed(self.delete_controllers(node, *key));
-        };
-        let array = self.array_of(node, *volume);
-        let leaving = array.and_then(|id| {
-            let members = &self.arrays.get(&id)?.members;
-            members.iter().find(|(_, m)| m.dev == Dev::Head { head } && !m.faulty).map(|(n, _)| (id, n.clone()))
-        });
-        let Some((id, leaving)) = leaving else {
-            return Step::changed(self.delete_controllers(node, *key));
-        };
-        // The evidence was true when it was taken; it must be true in the same step as the delete (F22).
-        let good = |name: &str| self.arrays.get(&id).and_then(|a| a.members.get(name)).is_some_and(Member::good);
-        if good(&leaving) && !(good(evidence.survivor()) && evidence.survivor() != leaving) {
-            self.law_last_copy(node, op, id, evidence.survivor());
-            let detail = format!("{} is not in sync any more", evidence.survivor());
-            return Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
+        let Some(id) = self.array_of(node, *volume) else { return Step::no_array(op, *volume) };
+        let head = self.head_of(node, *key);
+        let leaving = head.and_then(|head| self.member_on(id, Dev::Head { head }));
+        if let Some(refusal) = self.refuse_drop(node, op, id, leaving.as_deref(), evidence.survivor()) {
+            return Step::fail(refusal);
         }
-        self.delete_controllers(node, *key);
-        // Waiting commands fail now and MD drops the member by itself; an idle array needs to be told.
-        if !self.bios.values().any(|b| b.node == node && b.dev == Dev::Head { head }) {
+        let changed = self.delete_controllers(node, *key);
+        let waiting = head.is_some_and(|head| self.has_commands(node, Dev::Head { head }));
+        let read_only = self.arrays.get(&id).is_some_and(|a| a.read_only);
+        if let Some(leaving) = leaving.filter(|_| !waiting && !read_only) {
+            // Waiting commands fail now and MD drops the member by itself; an idle array is made to notice.
             self.fail_member(id, &leaving, "its controller was deleted");
         }
-        Step::done(Changed::Yes)
+        Step::changed(changed)
     }
 
-    pub(in super::super) fn op_abandon(&mut self, node: usize, op: &Op, key: ExportKey) -> Step {
-        let array = self.array_of(node, key.replica.volume);
-        if array.and_then(|id| self.arrays.get(&id)).and_then(|a| a.fs.as_ref()).is_some_and(|fs| fs.alive) {
-            return Step::fail(KernelError::refuse(op.name(), key.to_string(), "the file system is alive"));
+    /// The evidence was true when it was taken; it must be true in the same step as the delete (F22).
+    fn refuse_drop(
+        &mut self,
+        node: usize,
+        op: &Op,
+        id: u64,
+        leaving: Option<&str>,
+        survivor: &str,
+    ) -> Option<KernelError> {
+        let a = self.arrays.get(&id)?;
+        if a.broken {
+            return Some(KernelError::refuse(op.name(), a.name.clone(), "the array is broken"));
         }
-        let head = self.head_of(node, key);
-        if let Some(id) = array {
-            self.law_abandon(node, op, id);
+        let good = |name: &str| a.members.get(name).is_some_and(Member::good);
+        let answers = a.members.get(survivor).is_some_and(|m| self.answers(node, m.dev));
+        if good(survivor) && answers && leaving != Some(survivor) {
+            return None;
         }
-        let changed = self.delete_controllers(node, key);
-        let waiting = self.bios.values().any(|b| b.node == node && head.map(|head| Dev::Head { head }) == Some(b.dev));
-        let member = array.and_then(|id| {
-            let mut members = self.arrays.get(&id)?.members.iter();
-            members.find(|(_, m)| Some(m.dev) == head.map(|head| Dev::Head { head })).map(|(n, _)| (id, n.clone()))
-        });
-        if let Some((id, name)) = member.filter(|_| !waiting) {
-            self.fail_member(id, &name, "its controller was deleted");
+        if leaving.is_some_and(good) && !good(survivor) {
+            self.law_last_copy(node, op, id, survivor);
         }
-        Step::changed(changed)
+        Some(KernelError::refuse(op.name(), survivor, "the survivor is not in sync, or does not answer"))
+    }
+
+    /// Whether the device is there and some path to it is live.
+    fn answers(&self, node: usize, dev: Dev) -> bool {
+        match dev {
+            Dev::Head { head } => self.best_path(node, head).is_some(),
+            Dev::Part { drive, .. } => self.drives[drive].home == Some(node),
+        }
+    }
+
+    /// Name of the member on a device that is not failed yet.
+    fn member_on(&self, id: u64, dev: Dev) -> Option<String> {
+        let mut members = self.arrays.get(&id)?.members.iter();
+        members.find(|(_, m)| m.dev == dev && !m.faulty).map(|(name, _)| name.clone())
+    }
+
+    fn has_commands(&self, node: usize, dev: Dev) -> bool {
+        self.bios.values().any(|b| b.node == node && b.dev == dev)
+    }
+
+    pub(in super::super) fn op_abandon(&mut self, node: usize, op: &Op) -> Step {
+        let Op::Abandon { key, deposed_by } = op else { return Step::not_this(op) };
+        let refuse = |detail: &str| Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
+        if *deposed_by <= key.epoch {
+            return refuse("that epoch does not depose this one");
+        }
+        if let Some(id) = self.array_of(node, key.replica.volume) {
+            let fs = self.arrays.get(&id).and_then(|a| a.fs.as_ref());
+            if fs.is_some_and(|fs| fs.alive) {
+                return refuse("the volume is mounted and alive");
+            }
+            // On a file system that was shut down nobody hears of success; on a raw device any living process may.
+            if fs.is_none() && self.processes(id) > 0 {
+                return refuse("a process has the volume open");
+            }
+        }
+        Step::changed(self.delete_controllers(node, *key))
+    }
+
+    pub(in super::super) fn op_write_mostly(
+        &mut self,
+        node: usize,
+        op: &Op,
+        volume: VolumeId,
+        name: &str,
+        on: bool,
+    ) -> Step {
+        let pending = self.array_of(node, volume).and_then(|id| self.arrays.get(&id)?.resync_from);
+        if on && pending.is_some() {
+            // Until the resync is done reads go to the lowest slot, and would change their answer with the flag (F17).
+            return Step::fail(KernelError::wait(op.name(), name, "a resync is pending"));
+        }
+        self.op_set_flag(node, op, volume, name, |m| &mut m.write_mostly, on)
     }
 
     pub(in super::super) fn op_remove_faulty(&mut self, node: usize, op: &Op, volume: VolumeId, name: &str) -> Step {
@@ -107,7 +152,9 @@ impl State {
         let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
         match a.members.get(name) {
             None => Step::done(Changed::No),
-            Some(member) if !member.faulty => Step::fail(errno(op, name, errno::EBUSY)),
+            Some(member) if !member.faulty => {
+                Step::fail(KernelError::refuse(op.name(), name, "the member is not faulty"))
+            }
             Some(_) => {
                 a.members.remove(name);
                 self.hint_array(id);
@@ -130,11 +177,15 @@ impl State {
             Err(step) => return step,
         };
         let member = self.arrays.get_mut(&id).and_then(|a| a.members.get_mut(name));
-        let Some(member) = member else { return Step::fail(errno(op, name, errno::ENOENT)) };
-        if member.faulty {
-            return Step::fail(KernelError::refuse(op.name(), name, "the member is faulty"));
+        let Some(member) = member else {
+            return Step::fail(KernelError::refuse(op.name(), name, "the array has no such member"));
+        };
+        let in_sync = member.good();
+        let there = flag(member);
+        if *there != on && on && !in_sync {
+            return Step::fail(KernelError::refuse(op.name(), name, "the member is not in sync"));
         }
-        let changed = std::mem::replace(flag(member), on) != on;
+        let changed = std::mem::replace(there, on) != on;
         if changed {
             self.hint_array(id);
         }
@@ -154,17 +205,31 @@ impl State {
         if a.read_only || a.broken {
             return Err(Step::fail(errno(op, a.name.clone(), errno::EROFS)));
         }
-        if self.held_on(node, dev).is_some() {
-            return Err(Step::fail(errno(op, path, errno::EBUSY)));
+        if a.resync_from.is_some() {
+            // Below resync_offset reads go to the lowest slot, be it recovered or not (F17).
+            return Err(Step::fail(KernelError::wait(op.name(), a.name.clone(), "a resync is pending")));
+        }
+        if let Some(holder) = self.held_on(node, dev) {
+            return Err(Step::fail(KernelError::wait(op.name(), path, format!("{holder} holds it"))));
         }
         match self.reach(node, dev) {
-            Reach::Stuck => Err(Step::Wait),
+            // The read of the superblock goes through the ring and times out.
+            Reach::Stuck => Err(Step::fail(errno(op, path, errno::ETIMEDOUT))),
             Reach::Gone => Err(Step::fail(errno(op, path, errno::EIO))),
             Reach::There { extent, .. } if extent.length < a.component_bytes + crate::facts::DATA_OFFSET => {
                 Err(Step::fail(errno(op, path, errno::ENOSPC)))
             }
-            Reach::There { .. } => {
-                self.law_add(node, id, dev);
+            Reach::There { drive, extent } => {
+                let meta = self.drives[drive].meta(extent.start);
+                if meta.record.is_none_or(|r| Some(r.volume) != a.volume) {
+                    let detail = "the device carries no record of this volume";
+                    return Err(Step::fail(KernelError::refuse(op.name(), path, detail)));
+                }
+                if meta.superblock.is_some_and(|sb| sb.set_uuid != a.set_uuid) {
+                    let detail = "the device is a member of another array";
+                    return Err(Step::fail(KernelError::refuse(op.name(), path, detail)));
+                }
+                self.law_member(node, dev);
                 Ok((name, dev))
             }
         }
@@ -187,8 +252,14 @@ impl State {
             Err(step) => return step,
         };
         let device_uuid = self.rng.uuid();
+        let own = self.record_at(node, dev).map(|r| r.replica.0);
         let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
-        let number = (0..).find(|n| a.members.values().all(|m| m.number != *n)).unwrap_or_default();
+        if a.degraded() == 0 {
+            return Step::fail(KernelError::refuse(op.name(), a.name.clone(), "the array has no free slot"));
+        }
+        // The replica's own number where it is free, so that one number means one replica in every superblock.
+        let free = |n: &u32| a.members.values().all(|m| m.number != *n);
+        let number = own.filter(free).or_else(|| (a.raid_disks..).find(free)).unwrap_or_default();
         let member = new_member(dev, number, device_uuid);
         self.write_first_superblock(id, &member);
         self.join(id, name, member)
@@ -242,6 +313,11 @@ impl State {
             self.write_through(drive, extent, &Load::Bits { bitmap });
             self.write_through(drive, extent, &Load::Super { superblock, header: None });
         }
+    }
+
+    fn record_at(&self, node: usize, dev: Dev) -> Option<EpochRecord> {
+        let Reach::There { drive, extent } = self.reach(node, dev) else { return None };
+        self.drives[drive].meta(extent.start).record
     }
 
     /// The superblock that a device shows now, its bitmap included.

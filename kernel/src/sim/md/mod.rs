@@ -101,6 +101,7 @@ pub(super) struct Array {
     /// A member without bitmap history is being recovered: copy everything.
     pub(super) full_sync: bool,
     pub(super) last_write: Time,
+    pub(super) started: Time,
     pub(super) fs: Option<Instance>,
     /// Kernel objects on top: `dm-3`, `loop0`.
     pub(super) holders: BTreeSet<String>,
@@ -183,7 +184,7 @@ impl State {
     /// Name of an array of the node that has a head of this export as a member, failed ones included.
     pub(super) fn array_with_export(&self, node: usize, key: ExportKey) -> Option<String> {
         let head = self.head_of(node, key)?;
-        let holds = |a: &&Array| a.members.values().any(|m| m.dev == Dev::Head { head } && !m.faulty);
+        let holds = |a: &&Array| a.members.values().any(|m| m.dev == Dev::Head { head });
         self.arrays.values().filter(|a| a.node == node).find(holds).map(|a| a.name.clone())
     }
 

@@ -7,13 +7,15 @@
 use super::super::bio::{Dev, Landing, Load};
 use super::super::event::What;
 use super::super::host::Reach;
-use super::super::job::{Step, errno};
+use super::super::job::Step;
 use super::super::state::{State, Time};
 use super::{Array, Dirty};
+use crate::error::KernelError;
 use crate::facts::BITMAP_CHUNK;
 use crate::hint::Hint;
 use crate::id::VolumeId;
 use crate::ops::{Changed, Op};
+use std::collections::BTreeSet;
 
 /// Which kind of sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,16 +206,20 @@ impl State {
         let Some(((drive, extent, _), targets)) = places.split_first() else { return };
         let per_chunk = BITMAP_CHUNK / self.config.block_bytes;
         let range = chunk * per_chunk..(chunk + 1) * per_chunk;
-        let source = self.drives[*drive].data(*extent, self.config.block_bytes, false);
+        let content = |d: usize, e| self.drives[d].data_in(e, self.config.block_bytes, range.clone(), false);
+        let source = content(*drive, *extent);
+        let mut stale = Vec::new();
         for (drive, extent, dev) in targets {
-            self.law_sync_target(id, *dev);
-            let old = self.drives[*drive].data(*extent, self.config.block_bytes, false);
-            let blocks = source.range(range.clone()).chain(old.range(range.clone())).map(|(b, _)| *b);
-            for block in blocks.collect::<std::collections::BTreeSet<u64>>() {
+            let old = content(*drive, *extent);
+            let blocks: BTreeSet<u64> = source.keys().chain(old.keys()).copied().collect();
+            let differs = |b: &u64| source.get(b) != old.get(b);
+            stale.push((*drive, *extent, *dev, blocks.into_iter().filter(differs).collect::<Vec<u64>>()));
+        }
+        for (drive, extent, dev, blocks) in stale {
+            self.law_sync_target(id, dev);
+            for block in blocks {
                 let tag = source.get(&block).copied().unwrap_or(0);
-                if old.get(&block).copied().unwrap_or(0) != tag {
-                    self.write_through(*drive, *extent, &Load::Write { block, tag });
-                }
+                self.write_through(drive, extent, &Load::Write { block, tag });
             }
         }
     }
@@ -246,15 +252,17 @@ impl State {
     }
 
     pub(in super::super) fn op_release_sync(&mut self, node: usize, op: &Op, volume: VolumeId) -> Step {
-        let Some(id) = self.array_of(node, volume) else {
-            return Step::fail(errno(op, volume.to_string(), errno::ENOENT));
-        };
+        let Some(id) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
         let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
         if a.pending() {
             return Step::Wait;
         }
+        if a.read_only {
+            return Step::fail(KernelError::refuse(op.name(), a.name.clone(), "the array is read-only"));
+        }
         let idle_work = a.sync.is_none() && !a.kick && a.resync_from.is_some();
-        if !a.sync_frozen && !a.safe_mode && !idle_work {
+        let asleep = a.bitmap.as_mut().is_some_and(|b| std::mem::replace(&mut b.asleep, false));
+        if !a.sync_frozen && !a.safe_mode && !idle_work && !asleep {
             return Step::done(Changed::No);
         }
         a.sync_frozen = false;

@@ -6,7 +6,8 @@ use crate::ops::*;
 use crate::sim::Law;
 use std::pin::pin;
 
-const BLOCK: u64 = 40;
+/// In a chunk that the mount itself does not write to: a write of the degraded survivor would mark it for good.
+const BLOCK: u64 = 5000;
 const ACKNOWLEDGED: u64 = 700;
 const GHOST: u64 = 701;
 

@@ -1,5 +1,6 @@
 //! Tests of the simulated kernels, on a paused clock. One file for each group of promises of the simulator itself.
 
+mod chaos;
 mod faults;
 mod first;
 mod idempotence;

@@ -1,0 +1,256 @@
+//! The CSI Node service: typed request, one operation for each volume or path, wishes to the root actor, waiting for what
+//! the volume's view shows.
+//!
+//! Lives on the multi-thread runtime and holds an address and channels only; also called in-process by simulations. It
+//! never touches the kernel and keeps nothing that must survive a restart. Long calls are held until done or until shortly
+//! before their deadline; the work goes on (K7).
+
+mod publish;
+mod stage;
+pub mod usage;
+
+use crate::csi_codes;
+use crate::failure::Failure;
+use crate::node::NodeActor;
+use crate::node::messages::{AskMounted, Mounted};
+use actix::Addr;
+use meshstor_csi::calls::note_volume;
+use meshstor_csi::deadline::hold_for;
+use meshstor_csi::inflight::{Fingerprint, Inflight};
+use meshstor_csi::proto;
+use meshstor_csi::proto::node_server::{Node, NodeServer};
+use meshstor_csi::request::{
+    NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume, Place,
+};
+use meshstor_kernel::id::NodeName;
+use std::collections::BTreeMap;
+use std::hash::Hash;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tonic::{Request, Response, Status, async_trait};
+use usage::AskUsage;
+
+/// Volumes of one node: far below what MD and the nvme host can hold, and what one node should lose at once.
+const VOLUMES_MAX: i64 = 256;
+/// A file system that does not say how full it is within this time is not waited for.
+const USAGE_MAX: Duration = Duration::from_secs(5);
+
+/// The CSI Node service of one node. Clones share everything.
+#[derive(Clone)]
+pub struct NodeService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: Addr<NodeActor>,
+    client: kube::Client,
+    name: NodeName,
+    fabric: String,
+    inflight: Inflight,
+    usage: AskUsage,
+    /// What each running operation waits for, by its key: every caller that joins it must be able to say so.
+    awaited: Mutex<BTreeMap<String, String>>,
+}
+
+impl NodeService {
+    /// The service of the node behind `node`.
+    pub fn new(
+        node: Addr<NodeActor>,
+        client: kube::Client,
+        name: NodeName,
+        fabric: String,
+        usage: AskUsage,
+    ) -> NodeService {
+        let inflight = Inflight::default();
+        let awaited = Mutex::default();
+        NodeService { inner: Arc::new(Inner { node, client, name, fabric, inflight, usage, awaited }) }
+    }
+
+    /// As a service for [`meshstor_csi::server::Bound::serve`].
+    pub fn into_server(self) -> NodeServer<Self> {
+        NodeServer::new(self)
+    }
+
+    /// Runs one operation under its key, or joins it.
+    async fn run<F>(
+        &self,
+        key: String,
+        operation: &'static str,
+        arguments: &impl Hash,
+        hold: Option<Duration>,
+        work: impl FnOnce(Arc<Inner>, String) -> F,
+    ) -> Result<(), Status>
+    where
+        F: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        let work = work(Arc::clone(&self.inner), key.clone());
+        let (inner, key_of_work) = (Arc::clone(&self.inner), key.clone());
+        let work = async move {
+            let result = work.await;
+            inner.awaited().remove(&key_of_work);
+            result
+        };
+        let fingerprint = Fingerprint::of(operation, arguments);
+        self.inner.inflight.run(&key, fingerprint, hold, work, || self.inner.sentence(&key)).await
+    }
+}
+
+impl Inner {
+    fn awaited(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        // Nothing panics while it holds the lock, and a map of sentences is never half changed.
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what an operation waits for.
+    fn say(&self, key: &str, sentence: String) {
+        self.awaited().insert(key.to_string(), sentence);
+    }
+
+    fn sentence(&self, key: &str) -> String {
+        let sentence = self.awaited().get(key).cloned();
+        let sentence = sentence.unwrap_or_else(|| "the node agent is at work".to_string());
+        format!("{sentence}; the work goes on, ask again")
+    }
+
+    /// Asks the root actor.
+    async fn ask<M>(&self, message: M) -> Result<M::Result, Status>
+    where
+        M: actix::Message + Send + 'static,
+        M::Result: Send,
+        NodeActor: actix::Handler<M>,
+    {
+        self.node.send(message).await.map_err(|_| Status::unavailable("the node agent is stopping; ask again"))
+    }
+
+    async fn mounted(&self, path: &Path) -> Result<Option<Mounted>, Status> {
+        let answer: Result<Option<Mounted>, Failure> = self.ask(AskMounted { path: text(path)? }).await?;
+        answer.map_err(|failure| csi_codes::status(&failure))
+    }
+}
+
+/// A path as the kernel layer takes it.
+fn text(path: &Path) -> Result<String, Status> {
+    let text = path.to_str().ok_or_else(|| Status::invalid_argument("a path of this call is not UTF-8"))?;
+    Ok(text.to_string())
+}
+
+#[async_trait]
+impl Node for NodeService {
+    async fn node_stage_volume(
+        &self,
+        message: Request<proto::NodeStageVolumeRequest>,
+    ) -> Result<Response<proto::NodeStageVolumeResponse>, Status> {
+        let request = NodeStageVolume::try_from(message.get_ref())?;
+        note_volume(&request.volume_id);
+        let (key, wanted) = (format!("stage {}", request.volume_id), request.clone());
+        self.run(key, "NodeStageVolume", &request, hold_for(&message), |inner, key| async move {
+            stage::stage(&inner, &key, &wanted).await
+        })
+        .await?;
+        Ok(Response::new(proto::NodeStageVolumeResponse {}))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        message: Request<proto::NodeUnstageVolumeRequest>,
+    ) -> Result<Response<proto::NodeUnstageVolumeResponse>, Status> {
+        let request = NodeUnstageVolume::try_from(message.get_ref())?;
+        note_volume(&request.volume_id);
+        let (key, wanted) = (format!("unstage {}", request.volume_id), request.clone());
+        self.run(key, "NodeUnstageVolume", &request, hold_for(&message), |inner, key| async move {
+            stage::unstage(&inner, &key, &wanted.volume_id, &wanted.staging_target_path).await
+        })
+        .await?;
+        Ok(Response::new(proto::NodeUnstageVolumeResponse {}))
+    }
+
+    async fn node_publish_volume(
+        &self,
+        message: Request<proto::NodePublishVolumeRequest>,
+    ) -> Result<Response<proto::NodePublishVolumeResponse>, Status> {
+        let request = NodePublishVolume::try_from(message.get_ref())?;
+        note_volume(&request.volume_id);
+        let (key, wanted) = (format!("publish {}", request.target_path.display()), request.clone());
+        self.run(key, "NodePublishVolume", &request, hold_for(&message), |inner, key| async move {
+            publish::publish(&inner, &key, &wanted).await
+        })
+        .await?;
+        Ok(Response::new(proto::NodePublishVolumeResponse {}))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        message: Request<proto::NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<proto::NodeUnpublishVolumeResponse>, Status> {
+        let request = NodeUnpublishVolume::try_from(message.get_ref())?;
+        note_volume(&request.volume_id);
+        let key = format!("unpublish {}", request.target_path.display());
+        let target = text(&request.target_path)?;
+        self.run(key, "NodeUnpublishVolume", &request, hold_for(&message), |inner, _| async move {
+            publish::unpublish(&inner, target).await
+        })
+        .await?;
+        Ok(Response::new(proto::NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        message: Request<proto::NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<proto::NodeGetVolumeStatsResponse>, Status> {
+        let request = NodeGetVolumeStats::try_from(message.get_ref())?;
+        note_volume(&request.volume_id);
+        let Some(mounted) = self.inner.mounted(&request.volume_path).await? else {
+            let path = request.volume_path.display();
+            return Err(Status::not_found(format!("{path}: no volume of ours is mounted there")));
+        };
+        let waits = mounted.view.as_ref().and_then(|view| view.waits.as_ref()).map(|(reason, _)| reason.to_string());
+        let dead = (!mounted.alive).then(|| "the file system does not answer".to_string());
+        let trouble = dead.or(waits);
+        let ask = Arc::clone(&self.inner.usage);
+        let path = request.volume_path.clone();
+        let asked = tokio::task::spawn_blocking(move || ask(&path));
+        let usage = match tokio::time::timeout(USAGE_MAX, asked).await {
+            Ok(Ok(Ok(usage))) if mounted.alive => publish::usage(&usage),
+            _ => publish::size_alone(mounted.size_bytes),
+        };
+        let condition = proto::VolumeCondition {
+            abnormal: trouble.is_some(),
+            message: trouble.unwrap_or_else(|| "healthy".to_string()),
+        };
+        Ok(Response::new(proto::NodeGetVolumeStatsResponse { usage, volume_condition: Some(condition) }))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        _: Request<proto::NodeExpandVolumeRequest>,
+    ) -> Result<Response<proto::NodeExpandVolumeResponse>, Status> {
+        Err(Status::unimplemented("volumes cannot be made larger in this version"))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<proto::NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<proto::NodeGetCapabilitiesResponse>, Status> {
+        use proto::node_service_capability::rpc::Type;
+        use proto::node_service_capability::{Rpc, Type as Kind};
+        let offered =
+            [Type::StageUnstageVolume, Type::GetVolumeStats, Type::VolumeCondition, Type::SingleNodeMultiWriter];
+        let capability =
+            |rpc: Type| proto::NodeServiceCapability { r#type: Some(Kind::Rpc(Rpc { r#type: rpc.into() })) };
+        let capabilities = offered.map(capability).to_vec();
+        Ok(Response::new(proto::NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<proto::NodeGetInfoRequest>,
+    ) -> Result<Response<proto::NodeGetInfoResponse>, Status> {
+        let place = Place { node: Some(self.inner.name.0.clone()), fabric: Some(self.inner.fabric.clone()) };
+        Ok(Response::new(proto::NodeGetInfoResponse {
+            node_id: self.inner.name.0.clone(),
+            max_volumes_per_node: VOLUMES_MAX,
+            accessible_topology: Some(place.to_proto()),
+        }))
+    }
+}

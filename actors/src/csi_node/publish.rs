@@ -1,0 +1,83 @@
+//! Publishing into pods: a bind of a living staging mount. A dead one is staged again first, because kubelet may skip
+//! NodeStageVolume when it believes the device is still mounted (K4.3).
+
+use super::usage::Usage;
+use super::{Inner, stage, text};
+use crate::csi_codes;
+use crate::failure::Failure;
+use crate::node::messages::{BindVolume, Bound, Unbind};
+use meshstor_csi::proto::VolumeUsage;
+use meshstor_csi::proto::volume_usage::Unit;
+use meshstor_csi::request::{NodePublishVolume, NodeStageVolume};
+use tonic::Status;
+
+/// Binds the volume to the pod's path.
+pub(super) async fn publish(inner: &Inner, key: &str, request: &NodePublishVolume) -> Result<(), Status> {
+    let source = text(&request.staging_target_path)?;
+    let target = text(&request.target_path)?;
+    // Twice: the staging mount may die between the look and the bind.
+    for _ in 0..2 {
+        let mounted = inner.mounted(&request.staging_target_path).await?;
+        let Some(mounted) = mounted.filter(|mounted| mounted.alive) else {
+            stage::stage(inner, key, &stage_again(request)).await?;
+            continue;
+        };
+        let (source, target) = (source.clone(), target.clone());
+        let wish = BindVolume { volume: mounted.volume, source, target, read_only: request.readonly };
+        let answer: Result<Bound, Failure> = inner.ask(wish).await?;
+        match answer.map_err(|failure| csi_codes::status(&failure))? {
+            Bound::Done => return Ok(()),
+            Bound::NotStaged => stage::stage(inner, key, &stage_again(request)).await?,
+            Bound::Occupied(by) => {
+                let path = request.target_path.display();
+                return Err(Status::failed_precondition(format!("{path} is taken: {by} is mounted there")));
+            }
+        }
+    }
+    // After a stage that succeeded: once more, for the answer.
+    let Some(mounted) = inner.mounted(&request.staging_target_path).await?.filter(|mounted| mounted.alive) else {
+        return Err(Status::unavailable(format!("{}: its staging mount keeps failing; ask again", request.volume_id)));
+    };
+    let wish = BindVolume { volume: mounted.volume, source, target, read_only: request.readonly };
+    let answer: Result<Bound, Failure> = inner.ask(wish).await?;
+    match answer.map_err(|failure| csi_codes::status(&failure))? {
+        Bound::Done => Ok(()),
+        Bound::NotStaged | Bound::Occupied(_) => {
+            Err(Status::unavailable(format!("{}: its mounts keep changing; ask again", request.volume_id)))
+        }
+    }
+}
+
+fn stage_again(request: &NodePublishVolume) -> NodeStageVolume {
+    NodeStageVolume {
+        volume_id: request.volume_id.clone(),
+        staging_target_path: request.staging_target_path.clone(),
+        capability: request.capability.clone(),
+        publish_context: request.publish_context,
+        volume_context: request.volume_context.clone(),
+    }
+}
+
+/// Has nothing of ours mounted at the pod's path.
+pub(super) async fn unpublish(inner: &Inner, target: String) -> Result<(), Status> {
+    let answer: Result<(), Failure> = inner.ask(Unbind { target }).await?;
+    answer.map_err(|failure| csi_codes::status(&failure))
+}
+
+/// As CSI reports it.
+pub(super) fn usage(usage: &Usage) -> Vec<VolumeUsage> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let entry = |(total, used, available): (u64, u64, u64), unit: Unit| VolumeUsage {
+        total: number(total),
+        used: number(used),
+        available: number(available),
+        unit: unit.into(),
+    };
+    vec![entry(usage.bytes, Unit::Bytes), entry(usage.inodes, Unit::Inodes)]
+}
+
+/// Where nothing but the array's size is known.
+pub(super) fn size_alone(bytes: u64) -> Vec<VolumeUsage> {
+    let total = i64::try_from(bytes).unwrap_or(i64::MAX);
+    vec![VolumeUsage { total, unit: Unit::Bytes.into(), ..VolumeUsage::default() }]
+}

@@ -1,0 +1,196 @@
+//! CreateVolume: idempotence, placement, reservations nobody accepts, and leaving nothing behind.
+
+use crate::world::*;
+use meshstor_csi::proto::controller_server::Controller as _;
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::Code;
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_recorded_once_all_its_partitions_are_ready() {
+    let world = World::new(&[("a", 10), ("b", 20), ("c", 5)]).await;
+    let service = world.controller("c1");
+    let volume = create(&service, "pvc-1", 1).await.unwrap();
+    assert_eq!((volume.volume_id.as_str(), volume.capacity_bytes), ("pvc-1", GIB as i64));
+    assert!(nodes_of(&volume).is_empty());
+    assert_eq!(volume.accessible_topology[0].segments["csi.meshstor.io/fabric"], "default");
+    let copies = world.copies("pvc-1");
+    assert_eq!(copies.values().cloned().collect::<Vec<_>>(), ["b", "a"], "most free first: {copies:?}");
+    let object = world.volume("pvc-1").unwrap();
+    assert_eq!(object["status"]["inSync"], serde_json::json!(["r0", "r1"]));
+    assert_eq!(object["status"]["recordOf"], object["metadata"]["uid"]);
+    assert_eq!(world.attachment("pvc-1"), (0, None));
+    assert!(held(&object) && held(&world.replica("pvc-1-r0").unwrap()));
+    assert_eq!(object["metadata"]["labels"]["velero.io/exclude-from-backup"], "true");
+    assert!(object["metadata"].get("ownerReferences").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_name_is_the_same_volume() {
+    let world = World::new(&[("a", 10), ("b", 10)]).await;
+    let service = world.controller("c1");
+    let first = create(&service, "pvc-1", 1).await.unwrap();
+    let mut elsewhere = create_request("pvc-1", 1);
+    elsewhere.accessibility_requirements = near("b");
+    assert_eq!(create_with(&service, elsewhere).await.unwrap(), first);
+    let larger = create(&service, "pvc-1", 2).await.unwrap_err();
+    assert_eq!(larger.code(), Code::AlreadyExists);
+    assert!(
+        larger.message().contains("it has 1073741824 bytes, asked for are required_bytes 2147483648"),
+        "{larger:?}"
+    );
+    let mut single = create_request("pvc-1", 1);
+    single.parameters = parameters(&[("replicaCount", "1")]);
+    let single = create_with(&service, single).await.unwrap_err();
+    assert!(single.message().ends_with("replicaCount is 2, asked for is 1"), "{single:?}");
+    let strange = create(&service, "A name with spaces", 1).await.unwrap();
+    assert!(strange.volume_id.starts_with("msv-"), "{strange:?}");
+    assert_eq!(create(&service, "A name with spaces", 1).await.unwrap(), strange);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_controllers_make_one_volume() {
+    let world = World::new(&[("a", 10), ("b", 10), ("c", 10), ("d", 10)]).await;
+    let (one, two) = (world.controller("c1"), world.controller("c2"));
+    for round in 0..10 {
+        let name = format!("pvc-{round}");
+        world.store.faults().set_latency("c2", Duration::from_millis(round * 7), Duration::from_millis(3));
+        let (first, second) = tokio::join!(create(&one, &name, 1), create(&two, &name, 1));
+        assert_eq!(first.unwrap(), second.unwrap());
+        let copies = world.copies(&name);
+        let nodes: std::collections::BTreeSet<&String> = copies.values().collect();
+        assert_eq!((copies.len(), nodes.len()), (2, 2), "{copies:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_nobody_accepts_is_placed_elsewhere() {
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 30)]).await;
+    let service = world.controller("c1");
+    world.vices("a", |vices| vices.ignores_reservations = true);
+    world.vices("a", |vices| vices.never_wipes = true);
+    let start = Instant::now();
+    create(&service, "pvc-1", 1).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
+    assert_eq!(world.copies("pvc-1"), [("r1".into(), "b".into()), ("r2".into(), "c".into())].into());
+    let buried = world.replica("pvc-1-r0").unwrap();
+    assert_eq!(buried["spec"]["tombstone"]["reason"], "ReservationRefused");
+    assert_eq!(buried["spec"]["tombstone"]["volumeID"], buried["spec"]["volumeID"]);
+    assert!(buried["metadata"].get("deletionTimestamp").is_some() && held(&buried));
+    assert_eq!(world.volume("pvc-1").unwrap()["status"]["inSync"], serde_json::json!(["r1", "r2"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_says_no_is_not_waited_for() {
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 30)]).await;
+    let service = world.controller("c1");
+    world.vices("a", |vices| vices.refuses = true);
+    let start = Instant::now();
+    create(&service, "pvc-1", 1).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    eventually("the withdrawn reservation goes", || world.replica("pvc-1-r0").is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_room_there_is_a_sentence_and_nothing_is_left() {
+    let world = World::new(&[("a", 50), ("b", 1), ("c", 50)]).await;
+    let service = world.controller("c1");
+    world.vices("c", |vices| vices.dead = true);
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    let error = create(&service, "pvc-1", 2).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
+    for words in [
+        "no room for volume pvc-1: 2 nodes with 2152726528 bytes free on one drive are needed, 1 found: ",
+        "b drive d-b has no free extent of 2152726528 bytes, the largest is 1073741824",
+        "c is silent: status.heartbeat is 90 s old, allowed are 60 s",
+    ] {
+        assert!(error.message().contains(words), "{}", error.message());
+    }
+    assert_eq!(world.volume("pvc-1"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_finished_is_withdrawn() {
+    let world = World::new(&[("a", 50), ("b", 50)]).await;
+    let service = world.controller("c1");
+    world.vices("b", |vices| vices.refuses = true);
+    let error = create(&service, "pvc-1", 1).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
+    assert!(error.message().contains("b refused r1: no free extent (NoSpace)"), "{}", error.message());
+    eventually("all is withdrawn", || world.volume("pvc-1").is_none() && world.copies("pvc-1").is_empty()).await;
+    world.vices("b", |vices| vices.refuses = false);
+    create(&service, "pvc-1", 1).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_copy_is_preferred_or_required() {
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 3)]).await;
+    let service = world.controller("c1");
+    let ask = |name: &str, gib, local: &str, node: &str| {
+        let mut request = create_request(name, gib);
+        request.parameters = parameters(&[("localCopy", local)]);
+        request.accessibility_requirements = near(node);
+        request
+    };
+    create_with(&service, ask("p1", 1, "preferred", "c")).await.unwrap();
+    assert_eq!(world.copies("p1")["r0"], "c");
+    create_with(&service, ask("p2", 10, "preferred", "c")).await.unwrap();
+    assert!(!world.copies("p2").values().any(|node| node == "c"));
+    let required = create_with(&service, ask("p3", 1, "required", "b")).await.unwrap();
+    assert_eq!(nodes_of(&required), ["a".to_string(), "b".to_string()].into());
+    let error = create_with(&service, ask("p4", 10, "required", "c")).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
+    assert!(error.message().contains("localCopy is required and c cannot hold a copy"), "{}", error.message());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_held_to_its_deadline_and_the_work_goes_on() {
+    let world = World::new(&[("a", 50), ("b", 40)]).await;
+    let service = world.controller("c1");
+    for node in ["a", "b"] {
+        world.vices(node, |vices| vices.never_ready = true);
+    }
+    let start = Instant::now();
+    let error = service.create_volume(within(10, create_request("pvc-1", 1))).await.unwrap_err();
+    assert_eq!((error.code(), start.elapsed().as_secs()), (Code::DeadlineExceeded, 9));
+    let sentence = "CreateVolume pvc-1: partitions are awaited: r0 on a (accepted), r1 on b (accepted)";
+    assert!(error.message().starts_with(sentence), "{}", error.message());
+    for node in ["a", "b"] {
+        world.vices(node, |vices| vices.never_ready = false);
+    }
+    eventually("it is finished without a caller", || {
+        world.volume("pvc-1").is_some_and(|volume| volume.pointer("/status/inSync").is_some())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_record_is_never_made_again() {
+    let world = World::new(&[("a", 50), ("b", 40)]).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    publish(&service, "pvc-1", "a").await.unwrap();
+    unpublish(&service, "pvc-1", "a").await.unwrap();
+    eventually("fenced", || world.replica("pvc-1-r0").unwrap()["status"]["fencedEpoch"] == 2).await;
+    // Restored from a backup made before it was recorded: the copies know better.
+    let mut old = world.volume("pvc-1").unwrap();
+    let api = world.api::<meshstor_api::MeshStorVolume>();
+    let body = serde_json::json!({"metadata": {"finalizers": null}});
+    api.patch("pvc-1", &Default::default(), &kube::api::Patch::Merge(&body)).await.unwrap();
+    api.delete("pvc-1", &Default::default()).await.unwrap();
+    old["metadata"] = serde_json::json!({"name": "pvc-1", "finalizers": ["csi.meshstor.io/data"]});
+    old["spec"]["attachment"] = serde_json::json!({"epoch": 0});
+    old.as_object_mut().unwrap().remove("status");
+    write_by_hand(&world, old).await;
+    let error = create(&service, "pvc-1", 1).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(
+        error.message().contains("status.inSync is absent in epoch 0, r0 has been fenced for epoch 2"),
+        "{error:?}"
+    );
+    let error = publish(&service, "pvc-1", "a").await.unwrap_err();
+    assert!(error.message().contains("rebuild it with: meshstor recover"), "{error:?}");
+    eventually("the loop says so", || world.condition("pvc-1", "Ready").is_some_and(|c| c.reason == "RecordLost"))
+        .await;
+    assert!(world.volume("pvc-1").unwrap().pointer("/status/inSync").is_none());
+}

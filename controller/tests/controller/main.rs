@@ -1,0 +1,12 @@
+//! The controller as sidecars and node agents meet it: CSI calls against an in-memory API server with stand-in agents.
+//! One test binary, one module for each theme; `world.rs` builds what they all need.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod attachment;
+mod creation;
+mod deletion;
+mod faults;
+mod reading;
+mod repair;
+mod world;

@@ -1,0 +1,136 @@
+//! Calls that only read: lists in pages, capacity, capabilities; and objects that cannot be read.
+
+use crate::world::*;
+use meshstor_csi::proto::controller_server::Controller as _;
+use meshstor_csi::proto::*;
+use serde_json::json;
+use tonic::{Code, Request};
+
+#[tokio::test(start_paused = true)]
+async fn lists_come_in_pages_and_leave_the_unfinished_out() {
+    let world = World::new(&[("a", 500), ("b", 400)]).await;
+    let service = world.controller("c1");
+    for index in [2, 0, 1] {
+        create(&service, &format!("pvc-{index}"), 1).await.unwrap();
+    }
+    world.vices("a", |vices| vices.never_ready = true);
+    let unfinished = service.create_volume(within(3, create_request("pvc-3", 1))).await.unwrap_err();
+    assert_eq!(unfinished.code(), Code::DeadlineExceeded);
+    let page = |token: String| {
+        let message = ListVolumesRequest { max_entries: 2, starting_token: token };
+        async { service.list_volumes(Request::new(message)).await.unwrap().into_inner() }
+    };
+    let ids = |page: &ListVolumesResponse| -> Vec<String> {
+        page.entries.iter().map(|entry| entry.volume.clone().unwrap().volume_id).collect()
+    };
+    let first = page(String::new()).await;
+    assert_eq!(ids(&first), ["pvc-0", "pvc-1"]);
+    let second = page(first.next_token.clone()).await;
+    assert_eq!((ids(&second), second.next_token.as_str()), (vec!["pvc-2".to_string()], ""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn capacity_is_the_largest_volume_that_would_be_made() {
+    let world = World::new(&[("a", 100), ("b", 10), ("c", 50)]).await;
+    let service = world.controller("c1");
+    let ask = |node: &str, pairs: &[(&str, &str)]| {
+        let message = GetCapacityRequest {
+            parameters: parameters(pairs),
+            accessible_topology: Some(place(node)),
+            ..GetCapacityRequest::default()
+        };
+        let service = &service;
+        async move {
+            let answer = service.get_capacity(Request::new(message)).await.unwrap().into_inner();
+            assert_eq!(answer.maximum_volume_size, Some(answer.available_capacity));
+            answer.available_capacity as u64
+        }
+    };
+    let overhead = 5 << 20;
+    for node in ["a", "b", "c"] {
+        assert_eq!(ask(node, &[]).await, 50 * GIB - overhead);
+    }
+    assert_eq!(ask("b", &[("localCopy", "required")]).await, 10 * GIB - overhead);
+    assert_eq!(ask("a", &[("replicaCount", "4")]).await, 0);
+    let largest = ask("a", &[]).await;
+    let mut request = create_request("pvc-1", 1);
+    request.capacity_range = Some(CapacityRange { required_bytes: largest as i64 + 1, limit_bytes: 0 });
+    assert_eq!(create_with(&service, request.clone()).await.unwrap_err().code(), Code::ResourceExhausted);
+    request.capacity_range = Some(CapacityRange { required_bytes: largest as i64, limit_bytes: 0 });
+    create_with(&service, request).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn capabilities_are_validated_against_the_volume() {
+    let world = World::new(&[("a", 100), ("b", 10)]).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    let ask = |volume: &str, mode: i32, pairs: &[(&str, &str)]| {
+        let mut wanted = capability();
+        wanted.access_mode.as_mut().unwrap().mode = mode;
+        let message = ValidateVolumeCapabilitiesRequest {
+            volume_id: volume.into(),
+            volume_capabilities: vec![wanted],
+            parameters: parameters(pairs),
+            ..ValidateVolumeCapabilitiesRequest::default()
+        };
+        let service = &service;
+        async move { service.validate_volume_capabilities(Request::new(message)).await.map(|r| r.into_inner()) }
+    };
+    assert!(ask("pvc-1", 1, &[]).await.unwrap().confirmed.is_some());
+    assert!(ask("pvc-1", 1, &[("numberOfCopies", "2")]).await.unwrap().confirmed.is_some());
+    let many = ask("pvc-1", 5, &[]).await.unwrap();
+    assert!(many.confirmed.is_none() && many.message.contains("one node at a time"), "{many:?}");
+    let three = ask("pvc-1", 1, &[("replicaCount", "3")]).await.unwrap();
+    assert_eq!((three.confirmed, three.message.as_str()), (None, "replicaCount is 2, asked for is 3"));
+    assert_eq!(ask("pvc-9", 1, &[]).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_volume_is_described_with_its_health() {
+    let world = World::new(&[("a", 100), ("b", 10)]).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    eventually("a summary", || world.condition("pvc-1", "Ready").is_some()).await;
+    let ask = |volume: &str| {
+        let message = ControllerGetVolumeRequest { volume_id: volume.into() };
+        let service = &service;
+        async move { service.controller_get_volume(Request::new(message)).await.map(|r| r.into_inner()) }
+    };
+    let answer = ask("pvc-1").await.unwrap();
+    let condition = answer.status.unwrap().volume_condition.unwrap();
+    assert!(!condition.abnormal && condition.message.starts_with("Detached: "), "{condition:?}");
+    assert_eq!(ask("pvc-9").await.unwrap_err().code(), Code::NotFound);
+    let offered = service.controller_get_capabilities(Request::new(Default::default())).await.unwrap().into_inner();
+    assert_eq!(offered.capabilities.len(), 8);
+    let expand = ControllerExpandVolumeRequest { volume_id: "pvc-1".into(), ..Default::default() };
+    let expand = service.controller_expand_volume(Request::new(expand)).await.unwrap_err();
+    assert_eq!(expand.code(), Code::Unimplemented);
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_harms_only_itself() {
+    let world = World::new(&[("a", 100), ("b", 10)]).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    let mut odd = world.volume("pvc-1").unwrap();
+    odd["metadata"] = json!({"name": "odd"});
+    odd["spec"]["volumeID"] = json!("not-a-uuid");
+    let mut shapeless = odd.clone();
+    shapeless["metadata"] = json!({"name": "shapeless"});
+    shapeless["spec"] = json!({"sizeBytes": "large"});
+    write_by_hand(&world, odd).await;
+    write_by_hand(&world, shapeless).await;
+    create(&service, "pvc-2", 1).await.unwrap();
+    publish(&service, "pvc-1", "a").await.unwrap();
+    assert!(list(&service).await.iter().any(|(id, nodes)| id == "pvc-1" && nodes == &["a"]));
+    for (volume, words) in [
+        ("odd", "MeshStorVolume odd: spec.volumeID is \"not-a-uuid\": allowed is a hyphenated lower-case uuid"),
+        ("shapeless", "MeshStorVolume shapeless cannot be read"),
+    ] {
+        let error = publish(&service, volume, "a").await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert!(error.message().contains(words), "{}", error.message());
+    }
+    eventually("it is reported", || world.condition("odd", "Ready").is_some_and(|c| c.reason == "Failing")).await;
+}

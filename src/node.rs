@@ -1,0 +1,80 @@
+//! `meshstor node`: the node agent over this machine's kernel and the real API server.
+
+use crate::{options, telemetry};
+use anyhow::{Context, Result};
+use meshstor_actors::agent::{Agent, AgentConfig};
+use meshstor_actors::clock::Clock;
+use meshstor_actors::node::NodeConfig;
+use meshstor_kernel::facts::NodeFact;
+use meshstor_kernel::id::NodeName;
+use meshstor_kernel::linux::{Linux, LinuxConfig, root::Root};
+use meshstor_kernel::{Kernel, SharedKernel};
+use meshstor_plan::export::PORT_RANGE;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Run the node agent.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  meshstor node --node-name worker-1 --csi-endpoint unix:///csi/csi.sock")]
+pub struct Arguments {
+    /// Name of the node, as Kubernetes knows it
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// Socket of the CSI node service
+    #[arg(long, default_value = "unix:///csi/csi.sock", value_parser = options::endpoint)]
+    csi_endpoint: PathBuf,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, default_value = "0.0.0.0:9808")]
+    metrics_address: SocketAddr,
+    /// The storage network this node is on; volumes are reachable only inside one
+    #[arg(long, default_value = "default")]
+    fabric: String,
+    /// Log as JSON
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn linux_config(node_name: &str) -> LinuxConfig {
+    let ports = PORT_RANGE.start..=PORT_RANGE.end - 1;
+    LinuxConfig { node: NodeName(node_name.into()), ports, root: Root::host() }
+}
+
+/// Runs until asked to stop. Stopping changes nothing in the kernel: I/O goes on.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    options::start_logging(arguments.log_json);
+    let metrics = telemetry::recorder()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let client = options::kube_client().await?;
+        let cluster = options::cluster_id(&client).await?;
+        let linux = Linux::start(linux_config(&arguments.node_name)).await.context("this node's kernel")?;
+        let node = NodeConfig {
+            node: NodeName(arguments.node_name.clone()),
+            cluster,
+            fabric: arguments.fabric.clone(),
+            clock: Clock::default(),
+        };
+        let mut config = AgentConfig::new(node, client, move || Rc::new(linux) as SharedKernel);
+        config.socket = Some(arguments.csi_endpoint.clone());
+        let agent = Agent::start(config).await?;
+        let root = agent.node().clone();
+        let ready = move || if root.connected() { Ok(()) } else { Err("the root actor has ended".to_string()) };
+        let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(ready)).await?;
+        tracing::info!(node = arguments.node_name, socket = %arguments.csi_endpoint.display(), metrics = %address, "agent started");
+        options::stop_requested().await;
+        agent.stop().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The node's own facts, looked at once.
+pub fn look_once(node_name: &str) -> Result<NodeFact> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let linux = Linux::start(linux_config(node_name)).await.context("this node's kernel")?;
+        Ok(linux.node().await?)
+    })
+}
