@@ -41,6 +41,7 @@ use meshstor_kernel::SharedKernel;
 use meshstor_kernel::facts::{NodeFact, Transport};
 use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaKey, VolumeId};
 use meshstor_plan::Machine;
+use meshstor_plan::partition::PartitionState;
 use messages::Surveyed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -183,7 +184,11 @@ impl NodeActor {
         let mut volumes: BTreeSet<VolumeId> = self.rewired().into_iter().collect();
         for (drive, report) in self.drives.news() {
             self.report_drive(&drive, &report);
-            self.partitions.look_where(|_| report.status.refused.is_none());
+            // Those that have their partition need nothing of their drive's report.
+            let open = |key: &ReplicaKey| {
+                self.partitions.report(key).is_none_or(|partition| partition.status.state != PartitionState::Ready)
+            };
+            self.partitions.look_where(|key| report.status.refused.is_none() && open(key));
         }
         for (key, _) in self.partitions.news() {
             self.exports.look(&key);

@@ -26,8 +26,8 @@ impl ExportWorld {
         ExportWorld { env, key }
     }
 
-    /// What is recorded now; `None` when it cannot be read, is not there, or is not this replica's.
-    async fn wish(&self, partition: Option<&PartitionFact>) -> Option<ExportWish> {
+    /// What is recorded now, but for the in-sync set; `None` when it cannot be read, is not there, or is not this replica's.
+    async fn wish(&self) -> Option<ExportWish> {
         let name = self.env.book.borrow().replicas.get(&self.key).cloned()?;
         let object: MeshStorReplica = match self.env.server.get(&name).await {
             Ok(object) => object?,
@@ -53,7 +53,7 @@ impl ExportWorld {
             generation: spec.export.generation,
             consumer: spec.export.consumer.clone().map(NodeName),
             reported,
-            in_sync: self.in_sync(spec.export.epoch, &spec.volume, partition).await,
+            in_sync: BTreeSet::new(),
             tombstoned: spec.tombstone.is_some(),
         })
     }
@@ -75,11 +75,13 @@ impl ExportWorld {
 impl World<Export> for ExportWorld {
     async fn observe(&self, _: Option<&ReplicaKey>) -> Result<ExportLook, Failure> {
         let kernel = &self.env.kernel;
-        let partition = kernel.partition(self.key).await?;
         // The record first: what the kernel shows is then not older than what it is compared with.
-        let mut wish = self.wish(partition.as_ref()).await;
+        let mut wish = self.wish().await;
         let quarantined = self.env.resting_ports().await.inspect_err(|_| wish = None).unwrap_or_default();
         let partition = kernel.partition(self.key).await?;
+        if let Some(wish) = &mut wish {
+            wish.in_sync = self.in_sync(wish.epoch, &wish.volume_name, partition.as_ref()).await;
+        }
         Ok(ExportLook {
             me: self.env.me.clone(),
             wish,

@@ -14,6 +14,8 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+/// The kubelet's directory.
+pub const KUBELET: &str = "/var/lib/kubelet";
 /// As the sidecars' timeouts are pinned in the chart.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -21,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Csi {
     runtime: Runtime,
     channel: Channel,
+    /// Below it volumes are staged and published.
+    base: String,
 }
 
 /// What CreateVolume is asked for.
@@ -55,7 +59,12 @@ impl Csi {
     pub fn at(path: &Path) -> Result<Csi> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let channel = runtime.block_on(async { connect_lazy(path) }).context("connect to a CSI socket")?;
-        Ok(Csi { runtime, channel })
+        Ok(Csi { runtime, channel, base: KUBELET.into() })
+    }
+
+    /// The same, with mounts in another place.
+    pub fn mounting_below(self, dir: &Path) -> Csi {
+        Csi { base: dir.display().to_string(), ..self }
     }
 
     /// Runs one call and says how long it took.
@@ -131,7 +140,7 @@ impl Csi {
     pub fn stage(&self, id: &str, context: &HashMap<String, String>) -> (Result<(), Status>, Duration) {
         let request = NodeStageVolumeRequest {
             volume_id: id.into(),
-            staging_target_path: staging(id),
+            staging_target_path: staging(&self.base, id),
             publish_context: context.clone(),
             volume_capability: Some(capability()),
             ..Default::default()
@@ -144,8 +153,8 @@ impl Csi {
     pub fn node_publish(&self, id: &str, context: &HashMap<String, String>) -> (Result<(), Status>, Duration) {
         let request = NodePublishVolumeRequest {
             volume_id: id.into(),
-            staging_target_path: staging(id),
-            target_path: target(id),
+            staging_target_path: staging(&self.base, id),
+            target_path: target(&self.base, id),
             publish_context: context.clone(),
             volume_capability: Some(capability()),
             ..Default::default()
@@ -156,14 +165,14 @@ impl Csi {
 
     /// NodeUnpublishVolume.
     pub fn node_unpublish(&self, id: &str) -> (Result<(), Status>, Duration) {
-        let request = NodeUnpublishVolumeRequest { volume_id: id.into(), target_path: target(id) };
+        let request = NodeUnpublishVolumeRequest { volume_id: id.into(), target_path: target(&self.base, id) };
         let mut client = NodeClient::new(self.channel.clone());
         self.call(async move { client.node_unpublish_volume(timed(request)).await.map(drop) })
     }
 
     /// NodeUnstageVolume.
     pub fn unstage(&self, id: &str) -> (Result<(), Status>, Duration) {
-        let request = NodeUnstageVolumeRequest { volume_id: id.into(), staging_target_path: staging(id) };
+        let request = NodeUnstageVolumeRequest { volume_id: id.into(), staging_target_path: staging(&self.base, id) };
         let mut client = NodeClient::new(self.channel.clone());
         self.call(async move { client.node_unstage_volume(timed(request)).await.map(drop) })
     }
@@ -175,12 +184,11 @@ pub fn retriable(status: &Status) -> bool {
     matches!(status.code(), Code::DeadlineExceeded | Code::Aborted | Code::Unavailable)
 }
 
-/// Where a volume is staged in a guest.
-pub fn staging(id: &str) -> String {
-    format!("/var/lib/kubelet/plugins/demo/{id}")
+fn staging(base: &str, id: &str) -> String {
+    format!("{base}/plugins/demo/{id}")
 }
 
-/// Where a volume is published in a guest.
-pub fn target(id: &str) -> String {
-    format!("/var/lib/kubelet/pods/demo/{id}/mount")
+/// Where a volume is published.
+pub fn target(base: &str, id: &str) -> String {
+    format!("{base}/pods/demo/{id}/mount")
 }

@@ -6,6 +6,7 @@
 mod checks;
 mod cluster;
 mod csi;
+mod dev;
 mod hand;
 mod history;
 mod scenarios;
@@ -52,6 +53,15 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Start `meshstor dev` without root and lead a volume through its life by CSI calls
+    Dev {
+        /// The `meshstor` binary
+        #[arg(long)]
+        binary: PathBuf,
+        /// Where to put the metrics page
+        #[arg(long)]
+        page: Option<PathBuf>,
+    },
     /// In a guest: write blocks that carry their identity, each synchronously, and print each acknowledgement
     Write(writer::Write),
     /// In a guest: read the blocks back and print what they carry
@@ -62,6 +72,7 @@ fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { binaries, kernel, keep } => script::run(&binaries, &kernel, keep),
         Command::Scenarios { binaries, kernel, only, keep } => scenarios::run(&binaries, &kernel, &only, keep),
+        Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
         Command::Write(arguments) => writer::write(&arguments),
         Command::Read(arguments) => writer::read(&arguments),
     };

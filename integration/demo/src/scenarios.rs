@@ -20,6 +20,8 @@ const ALL: &[(&str, Scenario)] = &[
     ("agent-killed: SIGKILL in a loop under I/O", agent_killed),
     ("consumer-rebooted: power cut without unpublish, same node again", consumer_rebooted),
     ("object-deleted: kubectl delete under I/O, and the record gone", object_deleted),
+    // The last one: a definition that is being deleted cannot be had back.
+    ("crd-deleted: the definitions deleted under I/O", definitions_deleted),
 ];
 
 /// Runs the scenarios whose name contains `only`.
@@ -282,13 +284,11 @@ fn object_deleted(cluster: &mut Cluster) -> Result<String> {
     running.wait_for(100, Duration::from_secs(60))?;
     let mut reason = String::new();
     wait("the condition says what happened", Duration::from_secs(30), || {
-        let object = cluster.get(&["msvol", &volume.id])?;
-        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let said = conditions.iter().find(|c| c["reason"] == "DeletedByHand");
-        reason = said.map(|c| c["message"].to_string()).unwrap_or_default();
-        Ok(said.is_some())
+        reason = said(&cluster.get(&["msvol", &volume.id])?, "DeletedByHand").unwrap_or_default();
+        Ok(!reason.is_empty())
     })?;
     let mut lines = vec![format!("deleted by hand: {reason}")];
+    lines.push(record_removed(cluster, &volume)?);
     // Now really gone, as after a lost finalizer: the agents keep serving what they serve.
     for what in [format!("msvol/{}", volume.id)].into_iter().chain(replica_objects(cluster, &volume.id)?) {
         cluster.control.kubectl(&["patch", &what, "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#])?;
@@ -304,6 +304,16 @@ fn object_deleted(cluster: &mut Cluster) -> Result<String> {
     ));
     lines.push(restored(cluster, &volume, &yaml)?);
     Ok(lines.join("\n"))
+}
+
+/// Somebody takes the in-sync set out of the record: the server refuses and says what to do instead.
+fn record_removed(cluster: &Cluster, volume: &Volume) -> Result<String> {
+    let patch = r#"[{"op":"remove","path":"/status/inSync"}]"#;
+    let words = ["patch", "msvol", &volume.id, "--subresource=status", "--type=json", "-p", patch];
+    let Err(refused) = cluster.control.kubectl(&words) else { bail!("the in-sync set could be removed") };
+    let refused = format!("{refused:#}");
+    ensure!(refused.contains("status.inSync") && refused.contains("meshstor recover"), "{refused}");
+    Ok(format!("in-sync set removed by hand: {}", refused.lines().last().unwrap_or_default().trim()))
 }
 
 fn replica_objects(cluster: &Cluster, volume: &str) -> Result<Vec<String>> {
@@ -325,5 +335,59 @@ fn restored(cluster: &Cluster, volume: &Volume, yaml: &str) -> Result<String> {
         cluster.audit("node-a")?[audited..].iter().filter(|l| l.contains("outcome=\"changed\"")).cloned().collect();
     ensure!(changed.is_empty(), "a restored object made the agent change something:\n{}", changed.join("\n"));
     let compared = verify(cluster, volume)?;
-    Ok(format!("object restored from YAML without its record: nothing changed, {compared} blocks verified"))
+    let mut message = String::new();
+    wait("the restored object says that its record is lost", Duration::from_secs(30), || {
+        message = said(&cluster.get(&["msvol", &volume.id])?, "RecordLost").unwrap_or_default();
+        Ok(!message.is_empty())
+    })?;
+    Ok(format!("object restored from YAML without its record: nothing changed, {compared} blocks verified; {message}"))
+}
+
+/// The message of the condition with this reason.
+fn said(object: &Value, reason: &str) -> Option<String> {
+    let condition = object["status"]["conditions"].as_array()?.iter().find(|c| c["reason"] == reason)?;
+    condition["message"].as_str().map(Into::into)
+}
+
+/// All objects get a deletion timestamp at once; nobody asked for the data to go.
+fn definitions_deleted(cluster: &mut Cluster) -> Result<String> {
+    let (mut volume, _) = bring_up(cluster, &two_copies("crd"), "node-a")?;
+    let (idle, _) = create_on(cluster, &two_copies("crd-idle"))?;
+    let before = partition_hashes(cluster, &idle.volume_id)?;
+    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    running.wait_for(20, Duration::from_secs(30))?;
+    for kind in ["meshstorvolumes", "meshstorreplicas"] {
+        cluster.control.kubectl(&["delete", "crd", &format!("{kind}.csi.meshstor.io"), "--wait=false"])?;
+    }
+    running.wait_for(200, Duration::from_secs(60))?;
+    let mut message = String::new();
+    wait("the condition says what happened", Duration::from_secs(60), || {
+        message = said(&cluster.get(&["msvol", &volume.id])?, "DeletedByHand").unwrap_or_default();
+        Ok(!message.is_empty())
+    })?;
+    let history = stop(cluster, &volume, running)?;
+    volume.history.append(&history);
+    let compared = verify(cluster, &volume)?;
+    ensure!(before == partition_hashes(cluster, &idle.volume_id)?, "bytes of an idle volume have changed");
+    Ok(format!(
+        "{} writes, no error, longest {:?}, {compared} blocks verified; {} partitions of an idle volume unchanged; {message}",
+        history.acks.len(),
+        history.longest(),
+        before.len()
+    ))
+}
+
+/// A hash of every byte of a volume's partitions, by node.
+fn partition_hashes(cluster: &Cluster, volume: &str) -> Result<Vec<(String, String)>> {
+    let data_id = cluster.get(&["msvol", volume])?["spec"]["volumeID"].as_str().context("spec.volumeID")?.to_string();
+    let mut hashes = Vec::new();
+    for node in cluster.replicas(volume)?.into_keys() {
+        let script = format!(
+            "p=$(lsblk -rno PATH,PARTLABEL | grep ' meshstor-{}-' | cut -d' ' -f1); [ -b \"$p\" ] || exit 1; \
+             blockdev --flushbufs $p; sha256sum <$p",
+            &data_id[..8]
+        );
+        hashes.push((node.clone(), cluster.guest(&node)?.ssh_checked(&script)?));
+    }
+    Ok(hashes)
 }

@@ -142,6 +142,10 @@ fn power_cut(story: &mut Story, cluster: &Cluster, volume: &mut Volume) -> Resul
         wait("the in-sync set shrinks", Duration::from_secs(40), || Ok(!cluster.in_sync(&volume.id)?.contains(&lost)))?;
         running.wait_for(50, Duration::from_secs(40))?;
         let history = stop(cluster, volume, running)?;
+        // The operation's line is written when it has ended; the writes go on as soon as it has begun.
+        wait("the dropped member is in the audit log", Duration::from_secs(15), || {
+            Ok(cluster.audit(&volume.at)?[audited..].iter().any(|line| line.contains("drop-member")))
+        })?;
         let order = proof_of_order(&cluster.audit(&volume.at)?[audited..], &history)?;
         volume.history.append(&history);
         let pause = history.longest();
@@ -154,20 +158,28 @@ fn power_cut(story: &mut Story, cluster: &Cluster, volume: &mut Volume) -> Resul
 
 /// The record was written before the first write was acknowledged without the lost copy: times of one guest's clock.
 fn proof_of_order(audit: &[String], history: &History) -> Result<String> {
-    let recorded = audit.iter().find(|l| l.contains("record-shrink") && l.contains("outcome=\"changed\""));
-    let dropped = audit.iter().find(|l| l.contains("drop-member"));
+    let recorded = audit.iter().find(|l| l.contains("record-shrink demo-tcp") && l.contains("outcome=\"changed\""));
+    let key = recorded.and_then(|l| l.split_once("key=\"")?.1.split('"').next());
+    let dropped = audit.iter().find(|l| l.contains("drop-member") && key.is_some_and(|key| l.contains(key)));
     let (Some(recorded), Some(dropped)) = (recorded, dropped) else {
         bail!("no record-shrink and drop-member in the audit log:\n{}", audit.join("\n"));
     };
     let recorded = micros_of(recorded)?;
     let slowest = history.slowest().context("at least one write")?;
-    ensure!(micros_of(dropped)? >= recorded, "the member was dropped before the loss was recorded");
+    ensure!(micros_of(dropped)? - took(dropped)? >= recorded, "the member was dropped before the loss was recorded");
     ensure!(slowest.begin < recorded, "the write that waited was issued before the record");
     ensure!(slowest.end > recorded, "a write was acknowledged without the copy before the loss was recorded");
     let before = history.acks.iter().filter(|a| a.end > slowest.begin && a.end < recorded).count();
     ensure!(before == 0, "{before} writes were acknowledged between the loss and its record");
     let after = (slowest.end - recorded) as f64 / 1000.0;
     Ok(format!("in-sync set shrunk in the record {after:.0} ms before the first write acknowledged without the copy"))
+}
+
+/// How long an operation took by its audit line, in microseconds.
+fn took(line: &str) -> Result<u128> {
+    let number =
+        line.split_once("milliseconds=").and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u128>().ok());
+    Ok(number.with_context(|| format!("no duration in {line:?}"))? * 1000)
 }
 
 /// The RFC 3339 time at the start of a log line, in microseconds since 1970.

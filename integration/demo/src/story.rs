@@ -3,7 +3,7 @@
 //! Used by `script` (the demo) and `scenarios`. Every function fails with a sentence; none retries what must work at once.
 
 use crate::cluster::Cluster;
-use crate::csi::{Wanted, target};
+use crate::csi::{KUBELET, Wanted, target};
 use crate::history::{History, Running};
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
@@ -103,7 +103,7 @@ pub fn detach(cluster: &Cluster, id: &str, node: &str) -> Result<()> {
 
 /// The checksummed file of a volume, as its pod would see it.
 pub fn file(volume: &Volume) -> String {
-    format!("{}/blocks", target(&volume.id))
+    format!("{}/blocks", target(KUBELET, &volume.id))
 }
 
 /// Starts a writer that goes on where the volume's history ends.

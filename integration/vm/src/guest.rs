@@ -292,6 +292,7 @@ impl Guest {
             share: &self.spec.share,
             tools: &self.paths.bin(),
         };
+        crate::qemu::make_room_for_frames();
         let mut command = Command::new("qemu-system-x86_64");
         command.args(machine.arguments(start));
         let qemu = Recorded::spawn(&mut command, &self.dir.join("qemu.log"))?;

@@ -37,3 +37,14 @@ pub fn binaries(packages: &[&str]) -> Result<PathBuf> {
     println!("built in {} s", begin.elapsed().as_secs());
     Ok(workspace::target()?.join("debug"))
 }
+
+/// The story's program, built with the product: `run` tells the story, `scenarios` does harm.
+pub fn story(what: &str, kernel: &str, keep: bool) -> Result<Command> {
+    let binaries = binaries(&["meshstor", "meshstor-demo"])?;
+    let mut command = Command::new(binaries.join("meshstor-demo"));
+    command.args([what, "--kernel", kernel, "--binaries"]).arg(&binaries);
+    if keep {
+        command.arg("--keep");
+    }
+    Ok(command)
+}

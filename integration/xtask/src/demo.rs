@@ -5,7 +5,7 @@
 
 use crate::build;
 use anyhow::{Context, Result};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 /// The main job on real kernels, timed and verified.
 #[derive(clap::Args)]
@@ -21,12 +21,6 @@ pub struct Arguments {
 
 /// Builds and runs the story; its last line is `demo: passed in N s`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let binaries = build::binaries(&["meshstor", "meshstor-demo"])?;
-    let mut command = Command::new(binaries.join("meshstor-demo"));
-    command.args(["run", "--kernel", &arguments.kernel, "--binaries"]).arg(&binaries);
-    if arguments.keep {
-        command.arg("--keep");
-    }
-    let status = command.status().context("run meshstor-demo")?;
+    let status = build::story("run", &arguments.kernel, arguments.keep)?.status().context("run meshstor-demo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

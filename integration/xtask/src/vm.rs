@@ -2,7 +2,7 @@
 //!
 //! Called by people; tests call the `meshstor_lab` library themselves. Touches only processes that the lab recorded.
 
-use crate::{vm_check, workspace};
+use crate::{build, vm_check, workspace};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use meshstor_lab::{Config, ControlPlane, Guest, Lab};
@@ -56,6 +56,21 @@ enum Command {
     /// Check that the lab itself works: a fresh lab, every function of it once (overwrites the drives)
     #[command(after_help = "Examples:\n  cargo xtask vm check\n  cargo xtask vm check --kernel 6.18")]
     Check(Up),
+    /// Harm done to a whole cluster of ours on a fresh lab: agents killed, objects deleted, foreign drives, bad input
+    #[command(
+        after_help = "Examples:\n  cargo xtask vm scenarios\n  cargo xtask vm scenarios --only agent-killed --keep"
+    )]
+    Scenarios {
+        /// Debian kernel series
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// Only scenarios whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Leave guests, control plane and processes running at the end
+        #[arg(long)]
+        keep: bool,
+    },
     /// etcd and kube-apiserver on this machine's loopback
     #[command(subcommand)]
     ControlPlane(ControlPlaneCommand),
@@ -119,6 +134,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Status => status(),
         Command::Power { node, state } => power(&node, state),
         Command::Check(options) => check(options),
+        Command::Scenarios { kernel, only, keep } => scenarios(&kernel, &only, keep),
         Command::ControlPlane(command) => control_plane(command),
     }
 }
@@ -233,6 +249,12 @@ fn power(node: &str, state: Switch) -> Result<ExitCode> {
     };
     println!("power: {node} is {word} after {:.1} s", begin.elapsed().as_secs_f32());
     Ok(ExitCode::SUCCESS)
+}
+
+fn scenarios(kernel: &str, only: &str, keep: bool) -> Result<ExitCode> {
+    let mut command = build::story("scenarios", kernel, keep)?;
+    let status = command.args(["--only", only]).status().context("run meshstor-demo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn control_plane(command: ControlPlaneCommand) -> Result<ExitCode> {

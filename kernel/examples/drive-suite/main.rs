@@ -78,7 +78,8 @@ impl Suite {
     }
 
     fn partition(&self, replica: u32) -> Result<PartitionFact, String> {
-        let found = self.runtime.block_on(partition::observe(&self.ring, &self.root, key(replica)));
+        let found =
+            self.runtime.block_on(partition::observe(&self.ring, &self.root, &Default::default(), key(replica)));
         found.map_err(|e| e.to_string())?.ok_or_else(|| "no such partition".to_string())
     }
 

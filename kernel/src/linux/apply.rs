@@ -117,7 +117,7 @@ fn volume_of(op: &Op) -> Option<VolumeId> {
 
 async fn export(shared: &Arc<Shared>, key: ExportKey, host: Nqn, listen: BTreeSet<Listen>) -> Result<Changed> {
     let op = format!("export {key}");
-    let found = partition::observe(&shared.ring, &shared.root, key.replica).await?;
+    let found = partition::observe(&shared.ring, &shared.root, &shared.tables, key.replica).await?;
     let found = found.ok_or_else(|| KernelError::retry(&op, key.replica.partition_name(), "no drive has it"))?;
     let absent = || KernelError::retry(&op, key.replica.partition_name(), "the kernel does not know the partition");
     let wanted = nvmet::Wanted { key, device: found.path.ok_or_else(absent)?, host, listen };

@@ -133,7 +133,9 @@ pub async fn run(root: Root, ring: Ring, clocks: Clocks, hints: broadcast::Sende
     }
 }
 
-/// Brings the list of controllers up to date. Only a controller not seen before is asked who it is.
+/// Brings the list of controllers up to date. One that is not known as an export is asked each time who it is: its
+/// folder is there before its subsystem's name can be read (seen on 6.12), and a clock that never starts lets a volume
+/// wait for ever.
 fn refresh(root: &Root, known: &mut BTreeMap<String, Known>) {
     let class = root.sys.join("class/nvme");
     let mut now = BTreeMap::new();
@@ -141,7 +143,7 @@ fn refresh(root: &Root, known: &mut BTreeMap<String, Known>) {
         let dir = class.join(&name);
         let Ok(inode) = std::fs::metadata(&dir).map(|meta| meta.ino()) else { continue };
         let entry = match known.remove(&name) {
-            Some(entry) if entry.inode == inode => entry,
+            Some(entry) if entry.inode == inode && entry.nqn.is_some() => entry,
             _ => Known { inode, nqn: export_nqn(&dir) },
         };
         now.insert(name, entry);
@@ -250,6 +252,21 @@ mod tests {
         look(&clocks, "live", 0, 0, now);
         assert_eq!(clocks.advance(BTreeMap::new(), now), BTreeSet::from([nqn()]));
         assert_eq!(clocks.advance(BTreeMap::new(), now), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_controller_that_says_its_name_late_gets_its_clock() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::at(temp.path());
+        let dir = root.sys.join("class/nvme/nvme1");
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut known = BTreeMap::new();
+        refresh(&root, &mut known);
+        assert!(known["nvme1"].nqn.is_none());
+        let nqn = "nqn.2025-12.io.meshstor:0f9a2c56-1c1b-4a1e-9f43-0d8a1c2b3e4f:r1:e3g1";
+        std::fs::write(dir.join("subsysnqn"), nqn).unwrap();
+        refresh(&root, &mut known);
+        assert_eq!(known["nvme1"].nqn, Some(Nqn(nqn.into())));
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -32,6 +32,7 @@ pub mod openers;
 pub mod partition;
 pub mod probe;
 pub mod root;
+pub mod share;
 pub mod superblock;
 pub mod udev;
 pub mod uring;
@@ -82,6 +83,7 @@ pub(crate) struct Shared {
     clocks: clock::Clocks,
     volumes: watch::Volumes,
     busy: busy::Busy,
+    tables: partition::SharedTables,
     /// The kernel makes one connection at a time; ours queue here, where a deadline reaches them.
     dialling: Arc<Semaphore>,
     looks: Arc<Semaphore>,
@@ -111,7 +113,7 @@ impl Linux {
             tracing::warn!(?swept, "removed half-made ports");
         }
         let stop = Arc::new(AtomicBool::new(false));
-        udev::start(hints.clone(), stop.clone());
+        udev::start(root.clone(), shared.volumes.clone(), hints.clone(), stop.clone());
         watch::start(root.clone(), shared.volumes.clone(), hints.clone(), stop.clone());
         let clock = clock::run(root, shared.ring.clone(), shared.clocks.clone(), hints.clone());
         let tasks = vec![tokio::spawn(clock), tokio::spawn(netlink::watch(hints))];
@@ -136,6 +138,7 @@ impl Shared {
             clocks: clock::Clocks::default(),
             volumes: watch::Volumes::default(),
             busy: busy::Busy::default(),
+            tables: partition::SharedTables::default(),
             dialling: Arc::new(Semaphore::new(1)),
             looks: Arc::new(Semaphore::new(LOOKS)),
             hints: broadcast::channel(HINTS).0,
@@ -210,11 +213,11 @@ impl Kernel for Linux {
 
     async fn partition(&self, key: ReplicaKey) -> Result<Option<PartitionFact>> {
         self.shared.volumes.note(key.volume);
-        partition::observe(&self.shared.ring, &self.shared.root, key).await
+        partition::observe(&self.shared.ring, &self.shared.root, &self.shared.tables, key).await
     }
 
     async fn replicas(&self) -> Result<BTreeMap<DriveId, Vec<(uuid::Uuid, Option<EpochRecord>)>>> {
-        partition::replicas(&self.shared.ring, &self.shared.root).await
+        partition::replicas(&self.shared.ring, &self.shared.root, &self.shared.tables).await
     }
 
     async fn volumes(&self) -> Result<BTreeSet<VolumeId>> {

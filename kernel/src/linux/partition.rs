@@ -31,7 +31,7 @@ mod observe;
 #[cfg(test)]
 mod tests;
 
-pub use observe::{observe, replicas};
+pub use observe::{SharedTables, observe, replicas};
 
 use bytes::Bytes;
 use locate::{Place, locate};

@@ -16,9 +16,9 @@ mod tests;
 
 /// A member that does not answer within this counts as away (docs/protocol.md, rule 2).
 pub const DEADLINE: Duration = Duration::from_secs(5);
-/// Read at once from the member's start: superblock and, at the place and of the size that mdadm gives it, the bitmap
-/// (8 KiB to at most 136 KiB).
-const FRONT_BYTES: usize = 160 << 10;
+/// Read at once from the member's start: superblock and, where mdadm puts it, the bitmap of volumes up to 4 TiB (8 KiB of
+/// bits, 64 MiB each). A larger one takes a second read.
+const FRONT_BYTES: usize = 16 << 10;
 /// The largest bitmap that is read: 4 MiB of bits cover 2 PiB in 64 MiB chunks.
 const BITMAP_MAX: u64 = 4 << 20;
 

@@ -19,6 +19,8 @@ pub struct Root {
     pub configfs: PathBuf,
     /// Run-time directory (udev database and rules).
     pub run: PathBuf,
+    /// Configuration of the host (udev rules that outlive a boot).
+    pub etc: PathBuf,
 }
 
 impl Root {
@@ -30,6 +32,7 @@ impl Root {
             proc: "/proc".into(),
             configfs: "/sys/kernel/config".into(),
             run: "/run".into(),
+            etc: "/etc".into(),
         }
     }
 
@@ -42,6 +45,7 @@ impl Root {
             proc: dir.join("proc"),
             configfs: dir.join("sys/kernel/config"),
             run: dir.join("run"),
+            etc: dir.join("etc"),
         }
     }
 }

@@ -5,15 +5,17 @@
 
 use super::attr;
 use super::cmd::{Tools, args};
+use super::drives;
 use super::root::Root;
+use super::watch::Volumes;
 use crate::error::{KernelError, Result};
 use crate::facts::Check;
 use crate::hint::Hint;
-use crate::id::{NQN_BASE, PARTITION_TYPE};
+use crate::id::{ExportKey, NQN_BASE, Nqn, PARTITION_TYPE};
 use crate::ops::Changed;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,9 +30,9 @@ const RELOAD_DEADLINE: Duration = Duration::from_secs(10);
 // -------------------------------------------------------------------------------------------- monitor
 
 /// Turns uevents into hints until `stop` is set. Without a monitor the periodic looks of the actors remain.
-pub fn start(hints: broadcast::Sender<Hint>, stop: Arc<AtomicBool>) {
+pub fn start(root: Root, volumes: Volumes, hints: broadcast::Sender<Hint>, stop: Arc<AtomicBool>) {
     let spawned = std::thread::Builder::new().name("udev".into()).spawn(move || {
-        if let Err(error) = listen(&hints, &stop) {
+        if let Err(error) = listen(&root, &volumes, &hints, &stop) {
             tracing::error!(%error, "no more uevents; changes are seen at the periodic looks only");
         }
     });
@@ -39,7 +41,7 @@ pub fn start(hints: broadcast::Sender<Hint>, stop: Arc<AtomicBool>) {
     }
 }
 
-fn listen(hints: &broadcast::Sender<Hint>, stop: &AtomicBool) -> std::io::Result<()> {
+fn listen(root: &Root, volumes: &Volumes, hints: &broadcast::Sender<Hint>, stop: &AtomicBool) -> std::io::Result<()> {
     let builder = udev::MonitorBuilder::new_kernel()?;
     let builder = builder.match_subsystem("block")?.match_subsystem("nvme")?.match_subsystem("infiniband")?;
     let socket = builder.listen()?;
@@ -53,7 +55,13 @@ fn listen(hints: &broadcast::Sender<Hint>, stop: &AtomicBool) -> std::io::Result
         for event in socket.iter() {
             let subsystem = event.subsystem().unwrap_or_default().to_string_lossy();
             let name = event.sysname().to_string_lossy();
-            if let Some(hint) = hint_for(&subsystem, &name) {
+            let event = Event {
+                subsystem: &subsystem,
+                name: &name,
+                partition: event.devtype().is_some_and(|kind| kind == "partition"),
+                change: event.event_type() == udev::EventType::Change,
+            };
+            if let Some(hint) = hint_for(root, volumes, &event) {
                 let _ = hints.send(hint);
             }
         }
@@ -66,16 +74,46 @@ fn listen(hints: &broadcast::Sender<Hint>, stop: &AtomicBool) -> std::io::Result
     Ok(())
 }
 
-/// What an event of a device may be about.
-fn hint_for(subsystem: &str, name: &str) -> Option<Hint> {
-    match subsystem {
-        "nvme" => Some(Hint::Connections),
+/// What of an event tells whom it concerns.
+struct Event<'a> {
+    subsystem: &'a str,
+    name: &'a str,
+    partition: bool,
+    change: bool,
+}
+
+/// Whom an event may concern, as narrowly as the device still tells: one change of the kernel comes with many events, and
+/// a hint to all makes every volume of the node look.
+fn hint_for(root: &Root, volumes: &Volumes, event: &Event<'_>) -> Option<Hint> {
+    let name = event.name;
+    match event.subsystem {
+        "nvme" => match subsystem_nqn(&root.sys.join("class/nvme").join(name)) {
+            // A controller that is gone says nothing any more.
+            None => Some(Hint::Connections),
+            Some(nqn) => ExportKey::from_nqn(&nqn).map(|key| Hint::Connection(key.replica.volume)),
+        },
         "infiniband" => Some(Hint::Network),
-        "block" if name.starts_with("md") => Some(Hint::Arrays),
-        // A head, a local drive or a partition: names do not tell, and a hint costs only a look.
-        "block" if name.starts_with("nvme") => Some(Hint::Drives),
+        "block" if name.starts_with("md") => Some(volumes.of_array(root, name).map_or(Hint::Arrays, Hint::Array)),
+        // Somebody has closed a partition that was open for writing: where it lies has not changed.
+        "block" if event.partition && event.change => None,
+        "block" if name.starts_with("nvme") => Some(of_disk(root, name.split('p').next().unwrap_or(name))),
         _ => None,
     }
+}
+
+/// A head of ours, a local drive, or one that is gone.
+fn of_disk(root: &Root, disk: &str) -> Hint {
+    let nqn = subsystem_nqn(&root.sys.join("block").join(disk).join("device"));
+    if let Some(key) = nqn.as_ref().and_then(ExportKey::from_nqn) {
+        return Hint::Connection(key.replica.volume);
+    }
+    let drives = nqn.and_then(|_| drives::namespaces(root).ok()).unwrap_or_default();
+    let drive = drives.into_iter().find(|drive| drive.name == disk && drive.ambiguous.is_none());
+    drive.map_or(Hint::Drives, |drive| Hint::Drive(drive.id))
+}
+
+fn subsystem_nqn(dir: &Path) -> Option<Nqn> {
+    attr::read_opt(&dir.join("subsysnqn")).filter(|nqn| !nqn.is_empty()).map(Nqn)
 }
 
 // ----------------------------------------------------------------------------------------------- rule
@@ -97,23 +135,56 @@ pub fn rule() -> String {
     )
 }
 
-fn rule_path(root: &Root) -> PathBuf {
-    root.run.join("udev/rules.d").join(RULE)
+/// This boot's rule, and the one that is there before anything of ours runs at the next boot: without it the stock rules
+/// assemble our members first, and an array assembled from one member forgets its dirty bits (F11).
+fn rule_paths(root: &Root) -> [PathBuf; 2] {
+    [&root.run, &root.etc].map(|dir| dir.join("udev/rules.d").join(RULE))
 }
 
-/// Installs the rule for this boot. udevd notices a changed folder by itself; the reload makes it certain.
+fn rule_path(root: &Root) -> PathBuf {
+    let [path, _] = rule_paths(root);
+    path
+}
+
+/// Installs the rule, for this boot and for the next ones, and has udevd apply it to members that it knows already.
 pub async fn install(root: &Root, tools: &Tools) -> Result<Changed> {
-    let path = rule_path(root);
-    if std::fs::read_to_string(&path).is_ok_and(|now| now == rule()) {
+    let mut changed = Changed::No;
+    for path in rule_paths(root) {
+        match write_rule(&path) {
+            Ok(Changed::No) => {}
+            Ok(Changed::Yes) => changed = Changed::Yes,
+            Err(error) if path.starts_with(&root.etc) => {
+                tracing::warn!(%error, "the next boot begins without the udev rule: replicas may have to be copied wholly");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if changed == Changed::Yes {
+        udevadm(tools, &["control", "--reload"]).await;
+    }
+    let exposed = exposed();
+    if !exposed.is_empty() {
+        // Seen before the rule was there: a change event makes udevd judge them again.
+        let paths: Vec<String> = exposed.iter().map(|name| format!("/sys/class/block/{name}")).collect();
+        let mut words = vec!["trigger", "--settle", "--action=change"];
+        words.extend(paths.iter().map(String::as_str));
+        udevadm(tools, &words).await;
+    }
+    Ok(changed)
+}
+
+async fn udevadm(tools: &Tools, words: &[&str]) {
+    if let Err(error) = tools.run("udevadm", &args(words), RELOAD_DEADLINE).await {
+        tracing::warn!(%error, "udevd was not told about the rule");
+    }
+}
+
+fn write_rule(path: &Path) -> Result<Changed> {
+    if std::fs::read_to_string(path).is_ok_and(|now| now == rule()) {
         return Ok(Changed::No);
     }
-    let fail = |e: std::io::Error| KernelError::io("install the udev rule", attr::show(&path), &e);
-    std::fs::create_dir_all(root.run.join("udev/rules.d")).map_err(fail)?;
-    std::fs::write(&path, rule()).map_err(fail)?;
-    if let Err(error) = tools.run("udevadm", &args(&["control", "--reload"]), RELOAD_DEADLINE).await {
-        tracing::warn!(%error, "udevd was not told about the new rule");
-    }
-    Ok(Changed::Yes)
+    let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, rule()));
+    written.map(|()| Changed::Yes).map_err(|e| KernelError::io("install the udev rule", attr::show(path), &e))
 }
 
 /// Whether the rule is there and udevd has applied it to the members it knows. Blocking.
@@ -172,13 +243,37 @@ mod tests {
         assert_eq!(install(&root, &Tools::default()).await, Ok(Changed::Yes));
         assert_eq!(install(&root, &Tools::default()).await, Ok(Changed::No));
         assert!(check(&root).ok);
+        // The one of this boot is gone after a reboot; the other one is not.
+        assert!(root.etc.join("udev/rules.d").join(RULE).is_file());
     }
 
     #[test]
-    fn events_become_hints() {
-        assert_eq!(hint_for("block", "md1000"), Some(Hint::Arrays));
-        assert_eq!(hint_for("block", "nvme0n1p1"), Some(Hint::Drives));
-        assert_eq!(hint_for("nvme", "nvme3"), Some(Hint::Connections));
-        assert_eq!(hint_for("block", "sda"), None);
+    fn an_event_concerns_as_few_as_the_device_tells() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::at(temp.path());
+        let volumes = Volumes::default();
+        let hint = |subsystem, name, partition, change| {
+            hint_for(&root, &volumes, &Event { subsystem, name, partition, change })
+        };
+        // Gone, or not known: everybody it may concern.
+        assert_eq!(hint("block", "md1004", false, false), Some(Hint::Arrays));
+        assert_eq!(hint("block", "nvme0n1p1", true, false), Some(Hint::Drives));
+        assert_eq!(hint("nvme", "nvme3", false, false), Some(Hint::Connections));
+        assert_eq!(hint("infiniband", "rxe0", false, false), Some(Hint::Network));
+        assert_eq!(hint("block", "sda", false, false), None);
+        assert_eq!(hint("block", "nvme0n1p1", true, true), None);
+
+        let volume = crate::linux::md::tests::volume();
+        crate::linux::md::tests::array(&root, "md1004");
+        volumes.note(volume);
+        assert_eq!(hint("block", "md1004", false, true), Some(Hint::Array(volume)));
+        let ours = format!("{NQN_BASE}:{volume}:r1:e1g0");
+        for dir in ["class/nvme/nvme3", "block/nvme3n1/device"] {
+            crate::linux::md::tests::put(&root, &format!("{dir}/subsysnqn"), &ours);
+        }
+        assert_eq!(hint("nvme", "nvme3", false, true), Some(Hint::Connection(volume)));
+        assert_eq!(hint("block", "nvme3n1", false, true), Some(Hint::Connection(volume)));
+        crate::linux::md::tests::put(&root, "class/nvme/nvme0/subsysnqn", "nqn.2019-08.org.qemu:x");
+        assert_eq!(hint("nvme", "nvme0", false, true), None, "a drive's own namespaces have events of their own");
     }
 }

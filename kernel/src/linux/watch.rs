@@ -51,17 +51,34 @@ struct Watched {
 pub fn start(root: Root, volumes: Volumes, hints: broadcast::Sender<Hint>, stop: Arc<AtomicBool>) {
     let watch = move || {
         let mut watched = BTreeMap::new();
+        let mut there = all(&root);
         while !stop.load(Ordering::Relaxed) {
             renew(&root, &mut watched);
             for array in round(&mut watched) {
-                let volume = array.and_then(|name| volumes.of_array(&root, &name));
-                let _ = hints.send(volume.map_or(Hint::Arrays, Hint::Array));
+                // `/proc/mdstat` tells of every change of every array; the arrays' own files say which. It alone tells
+                // of arrays that come and go, the host's own among them.
+                let Some(name) = array else {
+                    let now = all(&root);
+                    if std::mem::replace(&mut there, now.clone()) != now {
+                        let _ = hints.send(Hint::Arrays);
+                    }
+                    continue;
+                };
+                let _ = hints.send(volumes.of_array(&root, &name).map_or(Hint::Arrays, Hint::Array));
             }
         }
     };
     if let Err(error) = std::thread::Builder::new().name("md-watch".into()).spawn(watch) {
         tracing::error!(%error, "the md thread could not be started; arrays are seen at the periodic looks only");
     }
+}
+
+/// Names of all arrays, whoever made them.
+fn all(root: &Root) -> Vec<String> {
+    let mut names = attr::names(&root.sys.join("block"));
+    names.retain(|name| name.starts_with("md"));
+    names.sort();
+    names
 }
 
 /// Opens what is new and forgets what is gone. Files stay open over rounds: a notification between two opens is lost.

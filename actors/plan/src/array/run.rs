@@ -123,7 +123,7 @@ fn unreachable(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Ru
     let (replica, connection) = members(array, look)
         .filter(|(_, m)| !m.flags.contains("faulty"))
         .filter_map(|(k, _)| Some((k.replica.replica, look.connections.get(k)?)))
-        .find(|(_, c)| !c.down_for.is_zero() || c.stalled_for >= UNREACHABLE)?;
+        .find(|(_, c)| !c.live() || !c.down_for.is_zero() || c.stalled_for >= UNREACHABLE)?;
     let other = now.iter().any(|(r, k)| *r != replica && set.contains(r) && answers(k, look));
     if !other {
         return Some(Plan::look_in(in_use(look, Some(Reason::LastCopyFrozen { replica })), SOON));
@@ -150,8 +150,9 @@ fn write_mostly(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> R
     let has_local = active(array, look).values().any(|k| look.candidates.get(*k).is_some_and(|c| c.local));
     let settled = array.resync_done && array.sync_action != "resync";
     look.candidates.values().find_map(|c| {
-        let member = array.members.get(&c.component)?;
-        let wanted = settled && has_local && !c.local && member.in_sync();
+        // One that is still being copied to keeps what it came with.
+        let member = array.members.get(&c.component).filter(|member| member.in_sync() || !settled)?;
+        let wanted = settled && has_local && !c.local;
         let is = member.flags.contains("write_mostly");
         let op = Op::SetWriteMostly { volume: record.volume, component: c.component.clone(), on: wanted };
         (wanted != is).then(|| Plan::step(op, in_use(look, health(record, array))))

@@ -45,6 +45,19 @@ pub fn install(packages: &[&str]) -> Result<()> {
     apt::install(packages)
 }
 
+/// `promtool`, from Debian's prometheus package: unpacked, not installed, so that no server is started.
+pub fn promtool(paths: &Paths) -> Result<PathBuf> {
+    let dir = paths.root().join("prometheus");
+    let program = dir.join("usr/bin/promtool");
+    if !program.is_file() {
+        let suites = apt::Suites::open(paths, &[&apt::own_suite()?])?;
+        suites.update()?;
+        let package = suites.download("prometheus", &dir)?;
+        crate::exec::run(std::process::Command::new("dpkg-deb").arg("-x").arg(&package).arg(&dir))?;
+    }
+    Ok(program)
+}
+
 /// The path of one Kubernetes program, building it when the cache lacks it.
 pub fn kube_tool(paths: &Paths, tool: KubeTool) -> Result<PathBuf> {
     kube::ensure(paths, &[tool])?;

@@ -7,6 +7,7 @@ use super::count::{Tally, TestRun};
 use super::{Context, stream};
 use crate::{build, tidy, workspace};
 use anyhow::{Context as _, Result, bail};
+use meshstor_lab::{Paths, tools};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -32,10 +33,16 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "clippy", about: "lints are errors", gate: false, run: clippy },
     Stage { name: "unit", about: "unit, property and simulation tests", gate: false, run: unit },
     Stage { name: "crds", about: "printed resource definitions parse", gate: false, run: crds },
+    Stage { name: "dev", about: "meshstor dev without root, a CSI client, promtool's lint", gate: false, run: dev },
+    Stage { name: "demo", about: "the main job on real kernels", gate: false, run: demo },
+    Stage { name: "scenarios", about: "harm done to a cluster on real kernels", gate: false, run: scenarios },
 ];
 
 /// Crates that must build with no feature and no other crate beside them: what others pull in would hide a slip.
 const ALONE: &[&str] = &["meshstor-kernel", "meshstor-plan"];
+
+/// The kernel of the guests: Debian's stable one.
+const DEFAULT_KERNEL: &str = "6.12";
 
 /// The kinds that `meshstor crds` prints.
 const KINDS: &[&str] = &["MeshStorVolume", "MeshStorReplica", "MeshStorNode", "MeshStorNodeDevice"];
@@ -99,6 +106,51 @@ fn crds(context: &Context) -> Result<Tally> {
         bail!("`meshstor crds` does not print {missing:?}, only {kinds:?}");
     }
     Ok(Tally::PASSED)
+}
+
+fn dev(context: &Context) -> Result<Tally> {
+    let binaries = build::binaries(&["meshstor", "meshstor-demo"])?;
+    let page = context.logs.join("metrics.txt");
+    let mut command = Command::new(binaries.join("meshstor-demo"));
+    command.arg("dev").arg("--binary").arg(binaries.join("meshstor")).arg("--page").arg(&page);
+    let mut tally = run(context, "dev", command, |line| line.starts_with("dev: "))?;
+    let mut lint = Command::new(tools::promtool(&Paths::from_env()?)?);
+    let page = std::fs::File::open(&page).with_context(|| format!("open {}", page.display()))?;
+    lint.args(["check", "metrics"]).stdin(page);
+    let lint = lint.output().context("run promtool")?;
+    let words = [lint.stdout, lint.stderr].concat();
+    String::from_utf8_lossy(&words).lines().for_each(|line| println!("    promtool: {line}"));
+    tally += Tally::of(lint.status.success() && words.is_empty());
+    Ok(tally)
+}
+
+fn demo(context: &Context) -> Result<Tally> {
+    on_real_kernels(context, "run", |line| u32::from(line.starts_with("demo: passed in ")))
+}
+
+fn scenarios(context: &Context) -> Result<Tally> {
+    let passed = |line: &str| {
+        let number = line.strip_prefix("scenarios: ").and_then(|rest| rest.split_once(" passed"));
+        number.and_then(|(number, _)| number.parse().ok()).unwrap_or(0)
+    };
+    on_real_kernels(context, "scenarios", passed)
+}
+
+/// Runs the story's program; `passed` reads from its last line how many passed.
+fn on_real_kernels(context: &Context, what: &str, passed: impl Fn(&str) -> u32) -> Result<Tally> {
+    let command = build::story(what, DEFAULT_KERNEL, false)?;
+    let mut count = 0;
+    let succeeded = stream::run(command, &log(context, what), |line| {
+        count += passed(line);
+        is_story_line(line)
+    })?;
+    let failed = usize::from(!succeeded || count == 0);
+    Ok(Tally { passed: count as usize, failed, skipped: 0 })
+}
+
+/// Steps, what they proved, and what the lab is doing.
+fn is_story_line(line: &str) -> bool {
+    line.starts_with('[') || line.starts_with("lab: ") || line.contains("FAILED") || line.starts_with("            ")
 }
 
 /// The kinds that a stream of resource definitions defines.

@@ -11,6 +11,7 @@ use crate::linux::classify::{TABLE_BYTES, Window, read_table};
 use crate::linux::drives::{READ_DEADLINE, Seen, look, read_ends};
 use crate::linux::probe::{self, Metadata, Part};
 use crate::linux::root::Root;
+use crate::linux::share::Share;
 use crate::linux::uring::Ring;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -20,10 +21,15 @@ use uuid::Uuid;
 const ZEROED_BYTES: usize = 128 << 10;
 
 /// One replica's partition; `None` when no table on this node has it.
-pub async fn observe(ring: &Ring, root: &Root, key: ReplicaKey) -> Result<Option<PartitionFact>> {
+pub async fn observe(
+    ring: &Ring,
+    root: &Root,
+    shared: &SharedTables,
+    key: ReplicaKey,
+) -> Result<Option<PartitionFact>> {
     let mut found = Vec::new();
     let mut unread = BTreeMap::new();
-    for (seen, result) in tables(ring, root).await? {
+    for (seen, result) in tables(ring, root, shared).await? {
         match result {
             Ok(entries) => {
                 if let Some((number, entry)) = entry_of(&entries, key.partition_uuid()) {
@@ -65,9 +71,13 @@ async fn fact(ring: &Ring, mut seen: Seen, number: u32, entry: PartitionEntry) -
 }
 
 /// Every partition of our type on this node's drives, with the record in it.
-pub async fn replicas(ring: &Ring, root: &Root) -> Result<BTreeMap<DriveId, Vec<(Uuid, Option<EpochRecord>)>>> {
+pub async fn replicas(
+    ring: &Ring,
+    root: &Root,
+    shared: &SharedTables,
+) -> Result<BTreeMap<DriveId, Vec<(Uuid, Option<EpochRecord>)>>> {
     let mut all = BTreeMap::new();
-    for (seen, result) in tables(ring, root).await? {
+    for (seen, result) in tables(ring, root, shared).await? {
         let entries = match result {
             Ok(entries) => entries,
             // Left out: a report about orphans must not depend on the worst drive.
@@ -93,10 +103,19 @@ pub async fn replicas(ring: &Ring, root: &Root) -> Result<BTreeMap<DriveId, Vec<
     Ok(all)
 }
 
-type Tables = Vec<(Seen, Result<BTreeMap<u32, PartitionEntry>>)>;
+/// The entries of each drive, or why it could not be read.
+pub type Tables = Vec<(Seen, Result<BTreeMap<u32, PartitionEntry>>)>;
+
+/// Tables read for all who ask at the same time.
+pub type SharedTables = Share<Result<Tables>>;
+
+async fn tables(ring: &Ring, root: &Root, shared: &SharedTables) -> Result<Tables> {
+    let (ring, root) = (ring.clone(), root.clone());
+    shared.look(move || async move { read_tables(&ring, &root).await }).await
+}
 
 /// The trusted entries of every drive, all drives at once.
-async fn tables(ring: &Ring, root: &Root) -> Result<Tables> {
+async fn read_tables(ring: &Ring, root: &Root) -> Result<Tables> {
     let tables = look(root).await?.into_iter().map(|seen| async move {
         let entries = match read_ends(ring, &seen.namespace, TABLE_BYTES).await {
             Ok((first, last)) => {

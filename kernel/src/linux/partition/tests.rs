@@ -302,7 +302,7 @@ async fn a_partition_is_observed_with_what_lies_in_it() {
     let made = made();
     let ring = made.node.ring();
     let root = made.node.root.clone();
-    let fresh = observe(&ring, &root, key()).await.unwrap().unwrap();
+    let fresh = observe(&ring, &root, &SharedTables::default(), key()).await.unwrap().unwrap();
     assert_eq!((fresh.number, fresh.extent, fresh.zeroed), (1, EXTENT, false));
     assert_eq!(fresh.path, Some(made.partition.display().to_string()));
     assert_eq!(fresh.kernel_bytes, Some(EXTENT.length));
@@ -310,13 +310,13 @@ async fn a_partition_is_observed_with_what_lies_in_it() {
     write(&made.disk, EXTENT.start + slot_of(1), &encode(&written).unwrap());
     write(&made.disk, EXTENT.start + 4096, &superblock(key().volume.md_uuid()));
     std::fs::create_dir(root.sys.join("block/nvme0n1/nvme0n1p1/holders/md127")).unwrap();
-    let used = observe(&ring, &root, key()).await.unwrap().unwrap();
+    let used = observe(&ring, &root, &SharedTables::default(), key()).await.unwrap().unwrap();
     assert_eq!((used.record, used.zeroed), (Some(written.clone()), true));
     assert_eq!(used.superblock.unwrap().set_uuid, key().volume.md_uuid());
     assert_eq!(used.holders, BTreeSet::from(["md127".to_string()]));
     write(&made.disk, EXTENT.start + DATA_OFFSET + 1080, &[0x53, 0xef]);
-    assert!(!observe(&ring, &root, key()).await.unwrap().unwrap().zeroed);
-    let replicas = replicas(&ring, &root).await.unwrap();
+    assert!(!observe(&ring, &root, &SharedTables::default(), key()).await.unwrap().unwrap().zeroed);
+    let replicas = replicas(&ring, &root, &SharedTables::default()).await.unwrap();
     assert_eq!(replicas[&drive()], [(key().partition_uuid(), Some(written))]);
 }
 
@@ -326,10 +326,10 @@ async fn an_entry_the_kernel_does_not_have_is_observed_without_a_path() {
     let ring = made.node.ring();
     let moved = Extent { start: 100 * MIB, ..EXTENT };
     made.node.partition("nvme0n1", 1, moved);
-    let fact = observe(&ring, &made.node.root, key()).await.unwrap().unwrap();
+    let fact = observe(&ring, &made.node.root, &SharedTables::default(), key()).await.unwrap().unwrap();
     assert_eq!((fact.extent, fact.path, fact.kernel_bytes), (EXTENT, None, None));
     let other = ReplicaKey { replica: ReplicaId(2), ..key() };
-    assert_eq!(observe(&ring, &made.node.root, other).await.unwrap(), None);
+    assert_eq!(observe(&ring, &made.node.root, &SharedTables::default(), other).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -337,8 +337,8 @@ async fn a_drive_that_answers_with_errors_hides_nothing() {
     let made = made();
     std::fs::remove_file(made.node.drive(1, "S2", 512)).unwrap();
     let other = ReplicaKey { replica: ReplicaId(2), ..key() };
-    assert_eq!(observe(&made.node.ring(), &made.node.root, other).await.unwrap(), None);
-    assert!(observe(&made.node.ring(), &made.node.root, key()).await.unwrap().is_some());
+    assert_eq!(observe(&made.node.ring(), &made.node.root, &SharedTables::default(), other).await.unwrap(), None);
+    assert!(observe(&made.node.ring(), &made.node.root, &SharedTables::default(), key()).await.unwrap().is_some());
     assert_eq!(locate(&made.node.root, other), Ok(None));
 }
 
