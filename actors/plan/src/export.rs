@@ -76,6 +76,8 @@ pub struct ExportReport {
     pub export: Option<ExportKeyListenReport>,
     /// Service numbers of dead exports that must be recorded as quarantined before their objects are removed.
     pub retire: BTreeSet<(u16, Epoch, NodeName)>,
+    /// Exports of the replica that still have objects in the kernel, dead ones included.
+    pub objects: usize,
     /// What it waits for.
     pub reason: Option<Reason>,
 }
@@ -100,8 +102,11 @@ impl Machine for Export {
 
     fn plan(desired: Option<&ReplicaKey>, look: &ExportLook) -> Plan<ExportReport> {
         let (Some(key), Some(wish)) = (desired, &look.wish) else { return rest(look, Reason::ApiUnreachable) };
+        let current = (wish.epoch, wish.generation);
         let Some(partition) = &look.partition else {
-            return rest(look, Reason::AwaitingPartition { replica: desired.map_or(ReplicaId(0), |k| k.replica) });
+            // The copy is gone on request; what is left of its exports has to go as well.
+            let leftovers = wish.tombstoned.then(|| fence_older(wish, look, current)).flatten();
+            return leftovers.unwrap_or_else(|| rest(look, Reason::AwaitingPartition { replica: key.replica }));
         };
         let Some(record) = &partition.record else {
             return rest(look, Reason::AwaitingPartition { replica: key.replica });
@@ -109,7 +114,6 @@ impl Machine for Export {
         if wish.epoch < record.epoch {
             return rest(look, Reason::EpochRegressed { drive: record.epoch, record: wish.epoch });
         }
-        let current = (wish.epoch, wish.generation);
         if let Some(plan) = fence_older(wish, look, current) {
             return plan;
         }
@@ -142,7 +146,12 @@ fn holders(partition: &PartitionFact) -> String {
 /// What is true now whatever is wanted.
 fn report(look: &ExportLook) -> ExportReport {
     let record = look.partition.as_ref().and_then(|p| p.record.as_ref());
-    ExportReport { fenced_epoch: record.map_or(0, |r| r.epoch), ..ExportReport::default() }
+    ExportReport {
+        fenced_epoch: record.map_or(0, |r| r.epoch),
+        retire: look.wish.as_ref().map(|wish| to_retire(wish, look)).unwrap_or_default(),
+        objects: look.exports.entries.len(),
+        ..ExportReport::default()
+    }
 }
 
 fn rest(look: &ExportLook, reason: Reason) -> Plan<ExportReport> {
@@ -197,7 +206,7 @@ fn raised(record: &EpochRecord, wish: &ExportWish) -> EpochRecord {
 /// The consumer is this node: the partition itself is the member.
 fn local(wish: &ExportWish, look: &ExportLook) -> Plan<ExportReport> {
     let export = ExportKeyListenReport { epoch: wish.epoch, generation: wish.generation, listen: BTreeSet::new() };
-    Plan::rest(ExportReport { export: Some(export), retire: to_retire(wish, look), ..report(look) })
+    Plan::rest(ExportReport { export: Some(export), ..report(look) })
 }
 
 /// The consumer is another node: one subsystem, one port of its own for each transport.
@@ -217,7 +226,7 @@ fn remote(
     if let Some(entry) = entry.filter(|e| e.enabled && !e.ports.is_empty() && e.hosts.contains(&host)) {
         let listen = entry.ports.clone();
         let live = ExportKeyListenReport { epoch: wish.epoch, generation: wish.generation, listen };
-        return Plan::rest(ExportReport { export: Some(live), retire: to_retire(wish, look), ..report(look) });
+        return Plan::rest(ExportReport { export: Some(live), ..report(look) });
     }
     if look.addresses.is_empty() {
         return rest(look, Reason::NoAddress);
@@ -226,7 +235,7 @@ fn remote(
     let listen =
         look.addresses.iter().map(|(transport, address)| Listen { transport: *transport, address: *address, port });
     let op = Op::Export { key: export, host, listen: listen.collect() };
-    Plan::step(op, ExportReport { retire: to_retire(wish, look), ..report(look) })
+    Plan::step(op, report(look))
 }
 
 /// The number reported before for this very export, or a free one. The search starts at a place that depends on the

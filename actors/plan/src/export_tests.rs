@@ -85,6 +85,19 @@ fn detached_means_fence_and_export_nothing() {
 }
 
 #[test]
+fn a_buried_copy_leaves_no_export_behind() {
+    let mut l = look(ExportWish { tombstoned: true, ..wish(4, None) }, 4);
+    l.exports.entries.insert(at(3), entry(false, "a"));
+    assert_eq!((name(&plan(&l)), plan(&l).status.retire.len()), ("rest", 1), "its port is recorded first");
+    l.partition = None;
+    assert_eq!((name(&plan(&l)), plan(&l).status.retire.len()), ("rest", 1));
+    l.quarantined.insert(20_007);
+    assert_eq!(plan(&l).next, Some(Step::Kernel(Op::RemoveExport { key: at(3) })));
+    l.exports.entries.clear();
+    assert_eq!((name(&plan(&l)), plan(&l).status.objects), ("rest", 0));
+}
+
+#[test]
 fn a_record_below_the_drives_epoch_exports_nothing() {
     let l = look(wish(2, Some("c")), 5);
     let p = plan(&l);

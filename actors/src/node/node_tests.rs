@@ -247,6 +247,11 @@ fn ports_rest_until_their_consumer_has_let_go() {
         })
         .await;
         rig.until("the dead export is removed", 30.0, async || exports().await.len() == 1).await;
+        // That a later consumer has stopped says nothing of b, which still dials (F13).
+        rig.unstage("a", 60).await.unwrap();
+        pass(150.0).await;
+        let ports = rig.store.get("meshstornodes", "", "c").unwrap()["status"]["quarantinedPorts"].clone();
+        assert!(ports.as_array().is_some_and(|ports| ports.iter().any(|port| port["consumer"] == "b")), "{ports}");
     });
 }
 

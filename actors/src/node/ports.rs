@@ -135,7 +135,8 @@ async fn check(env: &Env, volume: VolumeId, port: u16, epoch: Epoch, consumer: &
 /// Whether the consumer of an entry has confirmed its stop, or is another kernel by now.
 async fn let_go(env: &Env, entry: &QuarantinedPort) -> Result<bool, Failure> {
     let volume: Option<MeshStorVolume> = env.server.get(&entry.volume).await?;
-    if volume.and_then(|volume| volume.status).is_some_and(|status| status.released_epoch >= entry.epoch) {
+    // This very epoch: that a later consumer has stopped says nothing of one that was cut off before (F13).
+    if volume.and_then(|volume| volume.status).is_some_and(|status| status.released_epoch == entry.epoch) {
         return Ok(true);
     }
     if entry.consumer_boot == UNKNOWN_BOOT {

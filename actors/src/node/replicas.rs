@@ -202,7 +202,9 @@ impl NodeActor {
         let boot = self.boot.as_ref().map(|boot| boot.0.clone()).unwrap_or_default();
         let put = report::replica(&partition, &export, held.was_ready, boot);
         let removed = partition.failing.is_none() && partition.status.state == PartitionState::Removed;
-        if removed && held.object.spec.tombstone.is_some() {
+        // The volume's object, which says who has let go of the ports, goes only after this one.
+        let unexported = export.failing.is_none() && export.status.objects == 0;
+        if removed && unexported && held.object.spec.tombstone.is_some() {
             self.board.finish(name.clone());
         }
         self.board.put(Object::Replica(name.clone()), put);

@@ -127,7 +127,7 @@ pub struct VolumeStatus {
     /// State of the file system's making.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
-    /// Highest epoch whose consumer has confirmed that its array is stopped and its connections are gone.
+    /// The epoch whose consumer confirmed its stop last. It speaks of that very epoch, not of those before.
     #[serde(default)]
     pub released_epoch: u64,
     /// The array as the consumer sees it.

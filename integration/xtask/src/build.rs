@@ -21,16 +21,14 @@ pub fn ensure_packages() -> Result<()> {
     meshstor_lab::tools::install(BUILD_PACKAGES)
 }
 
-/// Builds packages of the workspace and returns the directory their binaries are in.
-pub fn binaries(packages: &[&str]) -> Result<PathBuf> {
+/// Builds the workspace's binaries and returns the directory they are in. All of them with all features: a subset would have
+/// other features below it, and everything would be built twice on a machine that also runs the tests.
+pub fn binaries() -> Result<PathBuf> {
     ensure_packages()?;
     let begin = Instant::now();
-    println!("build {}", packages.join(", "));
+    println!("build all binaries");
     let mut cargo = Command::new(workspace::cargo());
-    cargo.arg("build").current_dir(workspace::root()?);
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
+    cargo.args(["build", "--workspace", "--bins", "--all-features"]).current_dir(workspace::root()?);
     if !cargo.status().context("run cargo build")?.success() {
         bail!("the build failed");
     }
@@ -40,7 +38,7 @@ pub fn binaries(packages: &[&str]) -> Result<PathBuf> {
 
 /// The story's program, built with the product: `run` tells the story, `scenarios` does harm.
 pub fn story(what: &str, kernel: &str, keep: bool) -> Result<Command> {
-    let binaries = binaries(&["meshstor", "meshstor-demo"])?;
+    let binaries = binaries()?;
     let mut command = Command::new(binaries.join("meshstor-demo"));
     command.args([what, "--kernel", kernel, "--binaries"]).arg(&binaries);
     if keep {

@@ -29,8 +29,8 @@ pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
         RecordLook::Fresh(record)
             if record.consumer.as_ref() == Some(&look.me) && record.released_epoch < record.epoch =>
         {
-            // The answer to NodeUnstage does not wait for it: the phase already says released.
-            Plan::step(change(record, Change::Released), done)
+            // Before NodeUnstage answers: afterwards the epoch moves on, and nobody could confirm this one any more.
+            Plan::step(change(record, Change::Released), releasing())
         }
         _ => Plan::rest(done),
     }

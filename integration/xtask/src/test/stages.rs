@@ -109,7 +109,7 @@ fn crds(context: &Context) -> Result<Tally> {
 }
 
 fn dev(context: &Context) -> Result<Tally> {
-    let binaries = build::binaries(&["meshstor", "meshstor-demo"])?;
+    let binaries = build::binaries()?;
     let page = context.logs.join("metrics.txt");
     let mut command = Command::new(binaries.join("meshstor-demo"));
     command.arg("dev").arg("--binary").arg(binaries.join("meshstor")).arg("--page").arg(&page);
