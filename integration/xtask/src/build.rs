@@ -27,7 +27,7 @@ pub fn binaries() -> Result<PathBuf> {
     ensure_packages()?;
     let begin = Instant::now();
     println!("build all binaries");
-    let mut cargo = Command::new(workspace::cargo());
+    let mut cargo = workspace::cargo();
     cargo.args(["build", "--workspace", "--bins", "--all-features"]).current_dir(workspace::root()?);
     if !cargo.status().context("run cargo build")?.success() {
         bail!("the build failed");

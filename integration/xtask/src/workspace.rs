@@ -3,8 +3,8 @@
 //! Used by every subcommand that reads the tree or calls cargo.
 
 use anyhow::{Context, Result};
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The workspace's directory.
 pub fn root() -> Result<PathBuf> {
@@ -21,7 +21,13 @@ pub fn target() -> Result<PathBuf> {
     }
 }
 
-/// The cargo that started us, or the one in `PATH`.
-pub fn cargo() -> OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+/// A command of the cargo that started us, or the one in `PATH`. Without what `cargo run` says of this package: build
+/// scripts that look at it (ring's) would run again whenever cargo is called by hand, and all that depends on them.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    for name in names.filter(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+        command.env_remove(name);
+    }
+    command
 }

@@ -164,7 +164,7 @@ fn kinds(text: &str) -> Result<Vec<String>> {
 }
 
 fn cargo(context: &Context, arguments: &[&str]) -> Command {
-    let mut command = Command::new(workspace::cargo());
+    let mut command = workspace::cargo();
     command.args(arguments).current_dir(&context.root);
     command.env("CARGO_TERM_COLOR", "never").env("CARGO_TERM_PROGRESS_WHEN", "never");
     command

@@ -178,7 +178,7 @@ pub fn unused(graph: &Graph) -> Vec<Finding> {
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(crate::workspace::cargo())
+    let output = crate::workspace::cargo()
         .args(arguments)
         .current_dir(root)
         .output()
