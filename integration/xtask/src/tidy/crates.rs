@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 
 /// Each crate, and the crates of this workspace it may use. A new crate is entered here together with its place.
 const DIRECTION: &[(&str, &[&str])] = &[
