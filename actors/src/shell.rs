@@ -9,6 +9,8 @@
 //! [`Look`] during a round makes one more round follow. It never keeps a fact from one round to the next, never decides,
 //! and holds the only `ctx.spawn` of the crate's children.
 
+mod voice;
+
 use crate::events;
 use crate::failure::{Failure, RETRY_MIN};
 use crate::messages::{Died, Kill, Look, Poke, Stop, Why};
@@ -22,6 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use voice::{DeathWatch, Speaker};
 
 /// An observation that takes longer than this is given up: a hung read must not end an actor's attention.
 const OBSERVE_MAX: Duration = Duration::from_secs(30);
@@ -350,71 +353,6 @@ async fn within<T>(
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_elapsed) => Err(Failure::TimedOut { what: what(), after: limit }),
-    }
-}
-
-/// The voice of an actor: its report, and the poke that goes with each change of it.
-struct Speaker<S> {
-    kind: &'static str,
-    key: Rc<str>,
-    report: Rc<watch::Sender<Report<S>>>,
-    poke: Recipient<Poke>,
-}
-
-impl<S> Clone for Speaker<S> {
-    fn clone(&self) -> Self {
-        Speaker { kind: self.kind, key: Rc::clone(&self.key), report: Rc::clone(&self.report), poke: self.poke.clone() }
-    }
-}
-
-impl<S: PartialEq> Speaker<S> {
-    fn says(&self, status: S, revision: u64, well: bool) {
-        self.change(|report| {
-            let changed = report.status != status || report.revision != revision || well && report.failing.is_some();
-            report.status = status;
-            report.revision = revision;
-            if well {
-                report.failing = None;
-            }
-            changed
-        });
-    }
-
-    fn works(&self) {
-        self.change(|report| report.failing.take().is_some());
-    }
-
-    fn fails(&self, failure: &Failure) {
-        let reason = match failure {
-            Failure::Api { .. } => Reason::ApiUnreachable,
-            other => Reason::Failing { error: other.to_string() },
-        };
-        let failing = Some(Failing { reason, class: failure.class() });
-        tracing::debug!(kind = self.kind, key = %self.key, class = ?failure.class(), error = %failure, "round failed");
-        self.change(|report| std::mem::replace(&mut report.failing, failing.clone()) != failing);
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Report<S>) -> bool) {
-        if self.report.send_if_modified(change) {
-            // A full mailbox holds messages that make the parent look at all reports anyway.
-            let _ = self.poke.try_send(Poke);
-        }
-    }
-}
-
-/// Tells the parent that this life has ended: dropped with the actor, on a stop and while a panic unwinds alike.
-struct DeathWatch {
-    kind: &'static str,
-    key: Rc<str>,
-    generation: u64,
-    died: Recipient<Died>,
-}
-
-impl Drop for DeathWatch {
-    fn drop(&mut self) {
-        let died = Died { kind: self.kind, key: self.key.to_string(), generation: self.generation };
-        // A parent that is full or gone finds the closed address by itself.
-        let _ = self.died.try_send(died);
     }
 }
 

@@ -5,18 +5,21 @@
 //! server agree with it, one write for each object at a time. A value that is already written costs nothing; telemetry
 //! that alone changed waits (K9). It never reads the board as a fact and never writes `inSync`.
 
+mod board;
+
+pub use board::{Board, Object, Put, Said};
+
 use crate::api::MANAGER;
 use crate::env::Env;
 use crate::events;
 use crate::failure::Failure;
 use crate::messages::{Kill, Poke};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use meshstor_api::condition::{self, Condition};
-use meshstor_api::{FINALIZER, MeshStorNode, MeshStorNodeDevice, MeshStorReplica, MeshStorVolume, patch as api_patch};
+use meshstor_api::{FINALIZER, patch as api_patch};
 use serde_json::{Value, json};
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -31,114 +34,6 @@ const TICK: Duration = Duration::from_millis(500);
 const GONE_FOR: Duration = Duration::from_secs(30);
 /// Keeps our objects out of backups: a restored record is a lost one (K1).
 const NO_BACKUP_LABEL: &str = "velero.io/exclude-from-backup";
-
-/// An object whose status this node writes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Object {
-    /// A volume this node consumes.
-    Volume(String),
-    /// A replica on this node.
-    Replica(String),
-    /// A drive of this node.
-    Device(String),
-    /// This node.
-    Node(String),
-}
-
-impl Object {
-    fn name(&self) -> &str {
-        match self {
-            Object::Volume(name) | Object::Replica(name) | Object::Device(name) | Object::Node(name) => name,
-        }
-    }
-
-    fn kind(&self) -> &'static str {
-        match self {
-            Object::Volume(_) => "volume",
-            Object::Replica(_) => "replica",
-            Object::Device(_) => "device",
-            Object::Node(_) => "node",
-        }
-    }
-
-    fn resource(&self) -> ApiResource {
-        match self {
-            Object::Volume(_) => ApiResource::erase::<MeshStorVolume>(&()),
-            Object::Replica(_) => ApiResource::erase::<MeshStorReplica>(&()),
-            Object::Device(_) => ApiResource::erase::<MeshStorNodeDevice>(&()),
-            Object::Node(_) => ApiResource::erase::<MeshStorNode>(&()),
-        }
-    }
-}
-
-/// What should stand in an object's status.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Put {
-    /// Fields of the status; `null` removes one.
-    pub fields: Value,
-    /// Fields that alone are no reason for a write at once.
-    pub telemetry: Value,
-    /// Conditions that this node owns. In objects of its own, all others are removed.
-    pub conditions: Vec<Said>,
-    /// Spec to create the object with when it does not exist.
-    pub create: Option<Value>,
-}
-
-/// A condition without its time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Said {
-    /// Which condition.
-    pub type_: &'static str,
-    /// Whether it holds.
-    pub status: bool,
-    /// A word from `docs/errors.md`.
-    pub reason: String,
-    /// A sentence for people.
-    pub message: String,
-}
-
-/// What should stand where; shared by the root actor, which writes on it, and the writer, which reads from it.
-#[derive(Clone, Default)]
-pub struct Board {
-    wanted: Rc<RefCell<BTreeMap<Object, Put>>>,
-    /// Replicas whose data are gone as their tombstone demanded: the finalizer may go.
-    finished: Rc<RefCell<BTreeSet<String>>>,
-}
-
-impl Board {
-    /// Wants this to stand in an object. Returns whether that is new.
-    pub fn put(&self, object: Object, put: Put) -> bool {
-        let mut wanted = self.wanted.borrow_mut();
-        let changed = wanted.get(&object) != Some(&put);
-        wanted.insert(object, put);
-        changed
-    }
-
-    /// Whether a status as a watch shows it says something else than it should.
-    pub fn disagrees(&self, object: &Object, status: &Value) -> bool {
-        let wanted = self.wanted.borrow();
-        let Some(put) = wanted.get(object) else { return false };
-        let stands = |said: &Said| {
-            let list = status.get("conditions").and_then(Value::as_array);
-            let found = list.and_then(|list| list.iter().find(|c| c["type"] == said.type_));
-            let word = if said.status { "True" } else { "False" };
-            found.is_some_and(|c| c["status"] == word && c["reason"] == said.reason.as_str())
-        };
-        let fields = put.fields.as_object();
-        let field_stands = |(name, value): (&String, &Value)| status.get(name).unwrap_or(&Value::Null) == value;
-        !fields.is_none_or(|fields| fields.iter().all(field_stands)) || !put.conditions.iter().all(stands)
-    }
-
-    /// Has nothing more to say about an object.
-    pub fn forget(&self, object: &Object) {
-        self.wanted.borrow_mut().remove(object);
-    }
-
-    /// Lets go of a replica's object: its data are gone as its tombstone demanded.
-    pub fn finish(&self, replica: String) {
-        self.finished.borrow_mut().insert(replica);
-    }
-}
 
 /// The writer.
 pub struct StatusWriter {
@@ -185,13 +80,9 @@ impl StatusWriter {
             return actix::ActorContext::stop(ctx);
         }
         let now = Instant::now();
-        let mut busy = self.slots.values().filter(|slot| slot.busy).count();
+        let busy = self.slots.values().filter(|slot| slot.busy).count();
         self.slots.retain(|object, slot| slot.busy || self.board.wanted.borrow().contains_key(object));
-        for job in self.due(now) {
-            if busy >= WRITES_MAX {
-                return;
-            }
-            busy += 1;
+        for job in self.due(now).into_iter().take(WRITES_MAX.saturating_sub(busy)) {
             self.slots.entry(job.object.clone()).or_default().busy = true;
             let (object, put, finish) = (job.object.clone(), job.put.clone(), job.finish);
             let write = write(Rc::clone(&self.env), job);

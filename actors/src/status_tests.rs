@@ -4,7 +4,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::testing::{Ear, pass, paused};
 use actix::Addr;
-use meshstor_api::crds;
+use meshstor_api::{MeshStorNode, crds};
 use meshstor_kernel::id::{ClusterId, NodeName};
 use meshstor_kernel::sim::{Config, World};
 use meshstor_memstore::{Fault, Link, Outcome, Schema, Store, Verb};

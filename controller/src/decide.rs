@@ -55,7 +55,7 @@ pub(crate) fn unattachable(volume: &MeshStorVolume, record: &VolumeRecord) -> Op
 /// For whom a copy is to be exported from now on; `None` when its specification says so already.
 ///
 /// Follows the volume's attachment. A member that left the set is exported anew under a higher generation, so that it
-/// can return through a drained export (design section 4, rule 6). Never goes back.
+/// can return through a drained export (docs/protocol.md, rule 6). Never goes back.
 pub(crate) fn wanted_export(
     volume: &MeshStorVolume,
     record: &VolumeRecord,

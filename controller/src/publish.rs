@@ -1,4 +1,4 @@
-//! ControllerPublishVolume: makes a node the volume's consumer, never by taking it from another (design rule 4, K3).
+//! ControllerPublishVolume: makes a node the volume's consumer, never by taking it from another (docs/protocol.md, rule 4, K3).
 //!
 //! Called by the CSI service. It answers when one in-sync copy is fenced and exported for the epoch, so that the node
 //! can stage at once. It never deposes a consumer: that is Unpublish's affair.

@@ -1,4 +1,4 @@
-//! ControllerUnpublishVolume: ends a node's time as the consumer by raising the epoch (design rule 4, K3).
+//! ControllerUnpublishVolume: ends a node's time as the consumer by raising the epoch (docs/protocol.md, rule 4, K3).
 //!
 //! Called by the CSI service. It answers as soon as the new epoch is durable: fences run afterwards, and a node that is
 //! dead never answers. It never waits for a copy, and works for volumes whose record is lost.

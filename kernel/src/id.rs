@@ -1,7 +1,7 @@
 //! Identities: every name the kernel, the drives and the fabric know us by, derived from one own `VolumeId`.
 //!
 //! Used by every crate. Never derived from Kubernetes object uids: a custom resource restored from a backup gets
-//! a new uid, while partitions, arrays and subsystems must stay recognisable (design section 4, rule 9).
+//! a new uid, while partitions, arrays and subsystems must stay recognisable (docs/protocol.md, rule 9).
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -64,7 +64,7 @@ pub struct Nqn(pub String);
 /// Number that rises each time the consumer of a volume changes.
 pub type Epoch = u64;
 
-/// Number that rises each time a replica is exported anew inside one epoch (design section 4, rule 6).
+/// Number that rises each time a replica is exported anew inside one epoch (docs/protocol.md, rule 6).
 pub type Generation = u64;
 
 /// One replica of one volume: the key of partitions and exports.

@@ -62,7 +62,7 @@ pub enum Op {
     },
 
     /// Build an export wholly: subsystem, namespace with fixed ids, enable, allowed host, port link last. One operation,
-    /// so that a linked port without host and enabled namespace cannot be expressed (design section 4, rule 4).
+    /// so that a linked port without host and enabled namespace cannot be expressed (docs/protocol.md, rule 4).
     Export {
         /// Identity.
         key: ExportKey,
@@ -108,7 +108,7 @@ pub enum Op {
     },
 
     /// Delete the controllers of a deposed consumer's array, whatever the array then does: its file system has been
-    /// shut down, so nothing it still holds can be acknowledged (design section 4, rule 7). Refused while a mount of
+    /// shut down, so nothing it still holds can be acknowledged (docs/protocol.md, rule 7). Refused while a mount of
     /// the volume is alive.
     Abandon {
         /// Export.

@@ -1,7 +1,7 @@
 //! Array: the heart. Assembles the in-sync copies under the recorded epoch, keeps the record ahead of the kernel while
 //! members come and go, and lets go when the volume is unstaged or has a new consumer.
 //!
-//! Called by the array actor's shell on the consumer. `start` gets an array running (design section 4, rule 4,
+//! Called by the array actor's shell on the consumer. `start` gets an array running (docs/protocol.md, rule 4,
 //! *activate*), `run` keeps it (rules 1 to 3 and 6), `stop` ends it (rule 7 and the orderly end).
 //!
 //! ```text

@@ -492,7 +492,8 @@ fn write_mostly_waits_for_the_resync() {
 
 #[test]
 fn a_record_in_doubt_starts_nothing_and_stops_nothing() {
-    let doubts: [(&str, fn(&mut VolumeRecord)); 4] = [
+    type Doubt = (&'static str, fn(&mut VolumeRecord));
+    let doubts: [Doubt; 4] = [
         ("RecordLost", |r| r.in_sync = None),
         ("RecordLost", |r| r.in_sync = Some(BTreeSet::new())),
         ("RecordLost", |r| r.foreign = Some("status.recordOf names another object".into())),

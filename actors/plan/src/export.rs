@@ -1,7 +1,7 @@
 //! Export: fence everything older than the recorded epoch, then offer the replica to the recorded consumer.
 //!
 //! Called by the export actor's shell with a spec read by quorum, never from a cached list (F12). The order is that of
-//! design section 4, rule 4: unlink from all ports, disable and drain, record the epoch on the drive, report; and the
+//! docs/protocol.md, rule 4: unlink from all ports, disable and drain, record the epoch on the drive, report; and the
 //! mirrored order to export. It never lets a partition be exported while an array of this node uses it.
 
 use crate::{Machine, Plan, Reason};

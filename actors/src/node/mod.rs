@@ -20,6 +20,7 @@ pub mod messages;
 mod ports;
 mod replicas;
 mod report;
+mod stop;
 pub mod survey;
 mod volumes;
 
@@ -34,7 +35,7 @@ use crate::sources::{Change, Sources, Watching};
 use crate::status::{Board, Object, Overwritten, StatusWriter};
 use crate::tree::Family;
 use crate::worlds::{array, connection, drive, export, partition, stage};
-use actix::{Actor, ActorContext, Addr, AsyncContext, Context};
+use actix::{Actor, Addr, AsyncContext, Context};
 use meshstor_api::node::QuarantinedPort;
 use meshstor_api::{MeshStorNodeDevice, MeshStorVolume};
 use meshstor_kernel::SharedKernel;
@@ -360,35 +361,6 @@ impl NodeActor {
             }
             self.arrays.look(&volume);
             self.stages.look(&volume);
-        }
-    }
-
-    fn begin_stop(&mut self) -> watch::Receiver<bool> {
-        let sender = self.stopping.get_or_insert_with(|| watch::Sender::new(false));
-        let receiver = sender.subscribe();
-        self.watches.clear();
-        self.volumes.clear();
-        self.drives.retire_all();
-        self.partitions.retire_all();
-        self.exports.retire_all();
-        self.connections.retire_all();
-        self.arrays.retire_all();
-        self.stages.retire_all();
-        receiver
-    }
-
-    /// Ends when nobody is left and an end was asked for.
-    fn finish_stop(&mut self, ctx: &mut Context<Self>) {
-        let Some(stopping) = &self.stopping else { return };
-        let quiet = self.drives.is_empty()
-            && self.partitions.is_empty()
-            && self.exports.is_empty()
-            && self.connections.is_empty()
-            && self.arrays.is_empty()
-            && self.stages.is_empty();
-        if quiet {
-            stopping.send_replace(true);
-            ctx.stop();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Service numbers of dead exports: kept out of use until whoever may still dial them is known to have let go.
 //!
 //! A host that was cut off keeps dialling the port of its export for ever. Were something else exported there, the answer
-//! would be a refusal, which ends the wait and lets the host acknowledge alone (design section 4, rule 5). The list stands
+//! would be a refusal, which ends the wait and lets the host acknowledge alone (docs/protocol.md, rule 5). The list stands
 //! in this node's object; only a released epoch or another boot id of the consumer ends an entry, never time.
 
 use super::NodeActor;

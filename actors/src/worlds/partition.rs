@@ -1,5 +1,5 @@
 //! One replica's partition: the drive, the entry, its exports. A wish to wipe is read again by quorum at the time of
-//! the wipe (design section 4, rule 10).
+//! the wipe (docs/protocol.md, rule 10).
 
 use crate::env::Env;
 use crate::failure::Failure;
@@ -27,7 +27,7 @@ impl PartitionWorld {
     async fn confirm(&self, wanted: &TombstoneWish) -> Result<(), Failure> {
         let name = self.env.book.borrow().replicas.get(&self.key).cloned().unwrap_or_default();
         let object: Option<MeshStorReplica> = self.env.server.get(&name).await?;
-        let stands = object.as_ref().and_then(|object| tombstone(object)).is_some_and(|now| now == *wanted);
+        let stands = object.as_ref().and_then(tombstone).is_some_and(|now| now == *wanted);
         if stands { Ok(()) } else { Err(Failure::Raced { what: format!("the tombstone of {}", self.key) }) }
     }
 }

@@ -124,7 +124,11 @@ mod tests {
         std::thread::scope(|scope| {
             for i in 0..8 {
                 let file = &file;
-                scope.spawn(move || file.locked(|state| Ok(state.pulled.push(i))).unwrap());
+                let push = move |state: &mut NodeState| {
+                    state.pulled.push(i);
+                    Ok(())
+                };
+                scope.spawn(move || file.locked(push).unwrap());
             }
         });
         assert_eq!(file.read().unwrap().pulled.len(), 8);

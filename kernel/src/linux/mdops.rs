@@ -2,7 +2,7 @@
 //!
 //! Called by the seam on the blocking pool. What needs a superblock written is mdadm's (`mdadm.rs`). It never writes
 //! `faulty` and never uses `want_replacement`: the first can hang or break the last copy, the second moves the truth
-//! without asking (design section 4).
+//! without asking (docs/protocol.md, moves).
 
 use super::attr;
 use super::md::{self, Minors};

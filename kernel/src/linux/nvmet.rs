@@ -3,7 +3,7 @@
 //! Called by the seam (`apply.rs`) on the blocking pool. It never decides which epoch is right, never touches a
 //! subsystem that is not ours, and never removes an allowed host while a port is linked: a host that is *answered*
 //! with a refusal deletes its controller even with `ctrl_loss_tmo=-1` (Linux 6.12, drivers/nvme/host/fabrics.c,
-//! `nvmf_should_reconnect`), while one that finds a closed port waits (design section 4, rule 5).
+//! `nvmf_should_reconnect`), while one that finds a closed port waits (docs/protocol.md, rule 5).
 //!
 //! ```text
 //!  export:  subsystem ─▶ namespace 1 (fixed ids) ─▶ enable ─▶ allowed host ─▶ ports ─▶ link   (link last)
@@ -13,15 +13,17 @@
 //! Each export has nvmet ports of its own; a port knows whose it is by a referral named after the NQN, which is never
 //! enabled and so never announced: configfs keeps it exactly as long as the port, whatever happens to our process.
 
+mod configfs;
+
 use super::attr::{self, either};
 use super::root::Root;
 use crate::error::{KernelError, Result};
 use crate::facts::{ExportEntry, ExportFact, Listen, Transport};
 use crate::id::{ExportKey, Nqn, ReplicaKey};
 use crate::ops::Changed;
+use configfs::{group, link, ungroup, unlink};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -391,50 +393,6 @@ pub fn sweep(root: &Root, range: &std::ops::RangeInclusive<u16>) -> Vec<String> 
     });
     removed
 }
-
-// ------------------------------------------------------------------------------------- configfs objects
-
-fn group(op: &str, path: &Path) -> Result<Changed> {
-    match groups::make(path) {
-        Ok(()) => Ok(Changed::Yes),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Changed::No),
-        Err(e) => Err(KernelError::io(format!("{op}: mkdir"), attr::show(path), &e)),
-    }
-}
-
-fn ungroup(op: &str, path: &Path) -> Result<Changed> {
-    match groups::remove(path) {
-        Ok(()) => Ok(Changed::Yes),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Changed::No),
-        Err(e) => Err(KernelError::io(format!("{op}: rmdir"), attr::show(path), &e)),
-    }
-}
-
-fn link(op: &str, original: &Path, link: &Path) -> Result<()> {
-    match std::os::unix::fs::symlink(original, link) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            Err(KernelError::io(format!("{op}: link"), attr::show(link), &e))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn unlink(op: &str, path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(KernelError::io(format!("{op}: unlink"), attr::show(path), &e))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Making and removing a configfs group: one system call each, as the kernel fills and empties it.
-#[cfg(not(test))]
-mod groups {
-    pub use std::fs::{create_dir as make, remove_dir as remove};
-}
-#[cfg(test)]
-use tests::groups;
 
 #[cfg(test)]
 #[path = "nvmet_tests.rs"]

@@ -1,6 +1,6 @@
 //! Who has a volume open: processes with files below its mounts, with the device open, mapped, or working inside it.
 //!
-//! Called by the seam on the blocking pool, for a deposed consumer (design section 4, rule 7): a task with SIGKILL
+//! Called by the seam on the blocking pool, for a deposed consumer (docs/protocol.md, rule 7): a task with SIGKILL
 //! pending never returns to user space, so it can no longer report a write as done. It never signals itself, pid 1 or
 //! a kernel thread, and it looks at other processes' mount tables, because a pod sees the volume in its own namespace.
 

@@ -13,7 +13,7 @@ use crate::id::{DriveId, PARTITION_TYPE, ReplicaKey};
 use crate::ops::{Changed, Op};
 use std::collections::BTreeSet;
 
-/// A GPT has this many entries (kernel.md section 5, point 6).
+/// A GPT has this many entries (UEFI 2.10, section 5.3.2).
 const ENTRIES_MAX: u32 = 128;
 
 /// Whether a record says what the drive has already; the sequence is the writer's own business.

@@ -4,7 +4,7 @@
 //! and is delivered when the wire is whole again, unless the host has given the connection up by then. Commands that
 //! had arrived are carried out; their answers are lost with the way back. A host notices after its keep-alive (5 s).
 //! Nothing is ever corrupted or reordered on one connection; between two connections of one host there is no order,
-//! so a write of a former connection can land late (a *ghost*, protocol-review.md F20).
+//! so a write of a former connection can land late (a *ghost*, docs/kernel-hazards.md, F20).
 //!
 //! **Power.** A power cut takes everything a kernel holds and what volatile caches did not flush. It leaves drives with
 //! partition table, superblocks, bitmaps, records and flushed data. Commands of the dead node that are already in

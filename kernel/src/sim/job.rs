@@ -1,7 +1,7 @@
 //! Operations as jobs: queued, begun after their latency, repeated while they wait, answered once.
 //!
 //! A job goes on when its caller stops waiting for it, as a system call does whose thread is stuck in the kernel:
-//! that is how a late delete lands after somebody changed his mind (protocol-review.md F9). Called by the `Kernel`
+//! that is how a late delete lands after somebody changed his mind (docs/kernel-hazards.md, F9). Called by the `Kernel`
 //! implementation and by the event dispatch; it never decides whether an operation is wise.
 
 use super::event::What;

@@ -31,7 +31,7 @@ pub enum Law {
     LocalAndExported,
     /// P2: an export below the epoch that the drive's record has.
     ExportBelowFloor,
-    /// P1: a replica came back by bitmap with chunks of its own bitmap not merged (protocol-review.md F1).
+    /// P1: a replica came back by bitmap with chunks of its own bitmap not merged (docs/kernel-hazards.md, F1).
     ReAddWithoutMerge,
 }
 

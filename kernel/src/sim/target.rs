@@ -53,7 +53,7 @@ impl State {
             if there.enabled && there.hosts == hosts && linked == *listen {
                 return Step::done(Changed::No);
             }
-            // The allowed host is never touched while a port is linked (protocol-review.md F2).
+            // The allowed host is never touched while a port is linked (docs/kernel-hazards.md, F2).
             if !linked.is_empty() && (there.hosts != hosts || !there.enabled) {
                 return Step::fail(KernelError::refuse(
                     op.name(),

@@ -1,7 +1,7 @@
 //! The write-intent bitmap of a running array, with the rules of md-bitmap.c: when a bit is set, when it is NEEDED,
 //! when the daemon forgets it, and what is loaded from disk at assembly.
 //!
-//! The trap of protocol-review.md F1 is here on purpose: a bit found on disk by an array that starts on its last
+//! The trap of docs/kernel-hazards.md, F1 is here on purpose: a bit found on disk by an array that starts on its last
 //! survivor is loaded without NEEDED, and the daemon clears it although the other member may lack the data. Called by
 //! the I/O path, by assembly and by operations. It never merges another member's bitmap: that is MergeBitmap's work.
 

@@ -1,4 +1,4 @@
-//! protocol-review.md F1: a plain bitmap re-add after a takeover by one survivor brings an unacknowledged write back
+//! docs/kernel-hazards.md, F1: a plain bitmap re-add after a takeover by one survivor brings an unacknowledged write back
 //! over an acknowledged one; with the merge it does not.
 
 use super::lab::*;
