@@ -81,6 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             .add_service(ControllerServer::new(controller.service()));
         serve(&mut servers, &directory.join("controller.sock"), routes, stopped.clone())?;
         let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(|| Ok(()))).await?;
+        settled(&store, names.len()).await?;
         println!("metrics     http://{address}/metrics");
         println!("dev: {} simulated nodes up; Ctrl-C ends them", names.len());
         let mut ends = stopped;
@@ -97,6 +98,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         looping.await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Waits until every node has said that it is ready and what drives it has: volumes can be made from then on.
+async fn settled(store: &Store, nodes: usize) -> Result<()> {
+    let reported = |plural: &str, field: &str| {
+        store.list(plural).iter().filter(|object| object.pointer(field).is_some_and(|value| !value.is_null())).count()
+    };
+    let wait = async {
+        while reported("meshstornodes", "/status/bootID") < nodes
+            || reported("meshstornodedevices", "/status/sizeBytes") < nodes * DRIVES
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait).await.context("the simulated nodes did not report within 30 s")
 }
 
 /// Serves CSI on one socket and prints its address.
@@ -156,7 +172,10 @@ async fn start_nodes(
     agents.context("the simulation did not start within 30 s")?.context("the simulation ended")
 }
 
-fn drives(node: &str, bytes: u64) -> [SimDrive; 2] {
+/// Drives of each node.
+const DRIVES: usize = 2;
+
+fn drives(node: &str, bytes: u64) -> [SimDrive; DRIVES] {
     let large = SimDrive::new(&format!("{node}-a"), bytes);
     let small = SimDrive { sector: 512, ..SimDrive::new(&format!("{node}-b"), bytes) };
     [large, small]

@@ -151,9 +151,10 @@ impl Cluster {
             .unwrap_or_else(|e| format!("no log of {node}: {e:#}"))
     }
 
-    /// The audit lines of an agent: every operation it applied, oldest first.
+    /// The audit lines of an agent: every operation it applied, oldest first. A power cut leaves zeros in the log, which
+    /// must not make it a binary file to grep.
     pub fn audit(&self, node: &str) -> Result<Vec<String>> {
-        let text = self.lab.guest(node)?.ssh_checked(&format!("grep ' audit: ' {AGENT_LOG} || true"))?;
+        let text = self.lab.guest(node)?.ssh_checked(&format!("grep -a ' audit: ' {AGENT_LOG} || true"))?;
         Ok(text.lines().map(Into::into).collect())
     }
 

@@ -143,8 +143,7 @@ impl Drive {
 
     /// Extents of at least [`ALIGNMENT`] that no entry covers. The first and last [`ALIGNMENT`] hold the tables.
     pub(super) fn free(&self) -> Vec<Extent> {
-        let Some(table) = &self.table else { return Vec::new() };
-        let mut used: Vec<Extent> = table.values().map(|e| e.extent).collect();
+        let mut used: Vec<Extent> = self.table.iter().flat_map(|table| table.values()).map(|e| e.extent).collect();
         used.sort();
         let last = (self.spec.size / ALIGNMENT).saturating_sub(1) * ALIGNMENT;
         let mut free = Vec::new();

@@ -216,7 +216,8 @@ impl State {
             sector_bytes: d.spec.sector,
             volatile_cache: d.spec.volatile_cache,
             entries: d.table.clone().filter(|_| trusted).unwrap_or_default(),
-            free: if trusted { d.free() } else { Vec::new() },
+            // Of a blank drive: what its label will leave.
+            free: if trusted || matches!(class, DriveClass::Blank(_)) { d.free() } else { Vec::new() },
             class,
             id,
         }

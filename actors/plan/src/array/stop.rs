@@ -48,7 +48,8 @@ pub(super) fn depose(volume: VolumeId, epoch: Epoch, array: &ArrayFact, look: &A
         let holder = array.holders.iter().cloned().collect::<Vec<_>>().join(", ");
         return Plan::look_in(report(look, Some(Reason::Busy { holder })), SOON);
     }
-    if let Some(key) = look.connections.keys().next() {
+    // This node may be the consumer of the higher epoch itself, and connected under it already.
+    if let Some(key) = look.connections.keys().find(|key| key.epoch < epoch) {
         return Plan::step(Op::Abandon { key: *key, deposed_by: epoch }, status);
     }
     if let Some(target) = array.mounts.iter().next() {

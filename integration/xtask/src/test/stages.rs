@@ -99,7 +99,8 @@ fn unit(context: &Context) -> Result<Tally> {
 }
 
 fn crds(context: &Context) -> Result<Tally> {
-    let binary = cargo(context, &["run", "--quiet", "--package", "meshstor", "--", "crds"]);
+    let mut binary = Command::new(build::binaries()?.join("meshstor"));
+    binary.arg("crds").current_dir(&context.root);
     let kinds = kinds(&output(binary)?)?;
     let missing: Vec<&&str> = KINDS.iter().filter(|kind| !kinds.iter().any(|k| k == *kind)).collect();
     if !missing.is_empty() {
@@ -190,7 +191,7 @@ fn run(context: &Context, name: &str, command: Command, show: impl FnMut(&str) -
 }
 
 fn output(mut command: Command) -> Result<String> {
-    let output = command.output().context("start cargo")?;
+    let output = command.output().context("start the program")?;
     if !output.status.success() {
         bail!("it ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -1,0 +1,225 @@
+//! The nemesis: does harm for a while, undoes it, and says in the trace what it did.
+//!
+//! Each run draws which kinds of harm it knows (swarm testing: runs that lack one kind reach states that runs with all
+//! kinds never do). Called by `run`; it never touches data, and at the end makes everything whole.
+
+use crate::cluster::{Cluster, pass};
+use fastrand::Rng;
+use meshstor_kernel::sim::FaultRates;
+use meshstor_memstore::{Fault, Link, Outcome, WatchEnd};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// One kind of harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Harm {
+    Cut,
+    CutOneWay,
+    Isolate,
+    ApiHangs,
+    ApiRefuses,
+    ControllerHangs,
+    ApiErrors,
+    ApiSlow,
+    EventsLost,
+    WatchesClosed,
+    PowerCut,
+    Freeze,
+    KillAgent,
+    HintsLost,
+    LooksFail,
+    Rough,
+    DriveHangs,
+}
+
+const ALL: [Harm; 17] = [
+    Harm::Cut,
+    Harm::CutOneWay,
+    Harm::Isolate,
+    Harm::ApiHangs,
+    Harm::ApiRefuses,
+    Harm::ControllerHangs,
+    Harm::ApiErrors,
+    Harm::ApiSlow,
+    Harm::EventsLost,
+    Harm::WatchesClosed,
+    Harm::PowerCut,
+    Harm::Freeze,
+    Harm::KillAgent,
+    Harm::HintsLost,
+    Harm::LooksFail,
+    Harm::Rough,
+    Harm::DriveHangs,
+];
+
+/// What does harm.
+pub struct Nemesis {
+    cluster: Rc<Cluster>,
+    rng: RefCell<Rng>,
+    kinds: Vec<Harm>,
+    /// Nodes that are off, frozen or without an agent: one such harm at a time for each.
+    down: RefCell<Vec<String>>,
+    over: Cell<bool>,
+    /// What was done, for the trace.
+    pub log: RefCell<Vec<String>>,
+}
+
+impl Nemesis {
+    /// One that knows a part of all harm, by the seed.
+    pub fn new(cluster: Rc<Cluster>, mut rng: Rng) -> Rc<Nemesis> {
+        let mut kinds: Vec<Harm> = ALL.into_iter().filter(|_| rng.bool()).collect();
+        if kinds.is_empty() {
+            kinds.push(Harm::PowerCut);
+        }
+        let (rng, down, over, log) = (RefCell::new(rng), RefCell::default(), Cell::new(false), RefCell::default());
+        Rc::new(Nemesis { cluster, rng, kinds, down, over, log })
+    }
+
+    /// Does harm until told to end.
+    pub async fn rage(self: Rc<Self>) {
+        while !self.over.get() {
+            let pause = self.between(2.0, 25.0);
+            pass(pause).await;
+            if self.over.get() {
+                return;
+            }
+            let kind = self.kinds[self.rng.borrow_mut().usize(..self.kinds.len())];
+            let nemesis = self.clone();
+            actix::spawn(async move { nemesis.harm(kind).await });
+        }
+    }
+
+    /// Ends it all: what is still broken is made whole now.
+    pub async fn end(&self) {
+        self.over.set(true);
+        let world = &self.cluster.world;
+        world.set_rates(FaultRates::default());
+        world.heal_all();
+        self.cluster.store.faults().clear();
+        for client in self.cluster.nodes.iter().map(String::as_str).chain(["c1", "c2"]) {
+            self.cluster.api_link(client, Link::Up);
+            self.cluster.store.faults().set_latency(client, Duration::ZERO, Duration::ZERO);
+        }
+        for node in &self.cluster.nodes {
+            world.thaw(node);
+            world.drive_hang(node, &drive(node), false);
+            if !world.is_up(node) {
+                world.power_on(node);
+            }
+            self.cluster.start_agent(node);
+        }
+        self.say("all harm ends".into());
+    }
+
+    fn between(&self, low: f64, high: f64) -> f64 {
+        low + self.rng.borrow_mut().f64() * (high - low)
+    }
+
+    fn pick(&self) -> String {
+        let nodes = &self.cluster.nodes;
+        nodes[self.rng.borrow_mut().usize(..nodes.len())].clone()
+    }
+
+    fn say(&self, line: String) {
+        self.log.borrow_mut().push(format!("{:>9.3} nemesis {line}", self.cluster.world.now().as_secs_f64()));
+    }
+
+    /// Short ones are hiccups, long ones outlast every timeout.
+    fn duration(&self) -> f64 {
+        let short = self.rng.borrow_mut().bool();
+        if short { self.between(0.2, 4.0) } else { self.between(4.0, 50.0) }
+    }
+
+    async fn harm(&self, kind: Harm) {
+        let (node, other, time) = (self.pick(), self.pick(), self.duration());
+        let (world, faults) = (&self.cluster.world, self.cluster.store.faults());
+        self.say(format!("{kind:?} {node} {other} {time:.1} s"));
+        match kind {
+            Harm::Cut if node != other => world.cut(&node, &other),
+            Harm::CutOneWay if node != other => world.cut_one_way(&node, &other),
+            Harm::Isolate => world.isolate(&node),
+            Harm::ApiHangs => self.cluster.api_link(&node, Link::Hang),
+            Harm::ApiRefuses => self.cluster.api_link(&node, Link::Refuse),
+            Harm::ControllerHangs => self.cluster.api_link("c1", Link::Hang),
+            Harm::ApiErrors => {
+                for outcome in [Outcome::Status(500), Outcome::Reset, Outcome::Status(409)] {
+                    faults.inject(Fault::before_effect(outcome).client(&node).times(2));
+                    faults.inject(Fault::after_effect(outcome).client(&node).times(2));
+                }
+                return;
+            }
+            Harm::ApiSlow => {
+                faults.set_latency(&node, Duration::from_millis(400), Duration::from_millis(700));
+                pass(time).await;
+                return faults.set_latency(&node, Duration::ZERO, Duration::ZERO);
+            }
+            Harm::EventsLost => return faults.drop_events(&node, None, 5),
+            Harm::WatchesClosed => return faults.close_watches(Some(&node), WatchEnd::Expired),
+            Harm::HintsLost => return world.lose_hints(&node, 20),
+            Harm::LooksFail => return world.fail_looks(&node, 10),
+            Harm::Rough => {
+                world.set_rates(FaultRates::rough());
+                pass(time).await;
+                return world.set_rates(FaultRates::default());
+            }
+            Harm::DriveHangs => world.drive_hang(&node, &drive(&node), true),
+            Harm::PowerCut | Harm::Freeze | Harm::KillAgent => return self.down(kind, &node, time).await,
+            Harm::Cut | Harm::CutOneWay => return,
+        }
+        pass(time).await;
+        if self.over.get() {
+            return;
+        }
+        match kind {
+            Harm::Cut | Harm::CutOneWay => world.heal(&node, &other),
+            Harm::Isolate => self.cluster.nodes.iter().filter(|n| **n != node).for_each(|n| world.heal(&node, n)),
+            Harm::ApiHangs | Harm::ApiRefuses => self.cluster.api_link(&node, Link::Up),
+            Harm::ControllerHangs => self.cluster.api_link("c1", Link::Up),
+            Harm::DriveHangs => world.drive_hang(&node, &drive(&node), false),
+            _ => {}
+        }
+        self.say(format!("{kind:?} {node} {other} is over"));
+    }
+
+    /// Harm to a whole machine or its agent.
+    async fn down(&self, kind: Harm, node: &str, time: f64) {
+        if self.down.borrow().iter().any(|down| down == node) {
+            return;
+        }
+        self.down.borrow_mut().push(node.into());
+        let world = &self.cluster.world;
+        match kind {
+            Harm::PowerCut => {
+                self.cluster.kill_agent(node).await;
+                if self.over.get() {
+                    return self.cluster.start_agent(node);
+                }
+                world.power_cut(node);
+            }
+            Harm::Freeze => {
+                world.freeze(node);
+                self.cluster.api_link(node, Link::Hang);
+            }
+            _ => self.cluster.kill_agent(node).await,
+        }
+        pass(time).await;
+        if !self.over.get() {
+            match kind {
+                Harm::PowerCut => world.power_on(node),
+                Harm::Freeze => {
+                    world.thaw(node);
+                    self.cluster.api_link(node, Link::Up);
+                }
+                _ => {}
+            }
+            self.cluster.start_agent(node);
+            self.say(format!("{kind:?} {node} is over"));
+        }
+        self.down.borrow_mut().retain(|down| down != node);
+    }
+}
+
+fn drive(node: &str) -> meshstor_kernel::id::DriveId {
+    meshstor_kernel::sim::SimDrive::new(&format!("serial-{node}"), 0).id()
+}

@@ -1,0 +1,115 @@
+//! One seed: a cluster, volumes, a nemesis; then calm, the oracle, and the end of everything.
+
+use crate::cluster::{Cluster, pass};
+use crate::nemesis::Nemesis;
+use crate::oracle;
+use crate::workload::Life;
+use fastrand::Rng;
+use meshstor_kernel::sim::Config;
+use std::rc::Rc;
+
+/// After all harm: copies are in sync again within this many simulated seconds. Retries of CSI calls, back-offs of up to
+/// 30 s, a quarantined actor (600 s) and a whole resync of each volume fit in.
+const COME_RIGHT: f64 = 900.0;
+
+/// What became of a seed.
+pub struct Outcome {
+    /// What went wrong.
+    pub failures: Vec<String>,
+    /// One line for each event.
+    pub trace: Vec<String>,
+    /// Writes acknowledged.
+    pub acknowledged: usize,
+}
+
+/// Runs a seed on a paused clock.
+pub fn run(seed: u64, harm: u64) -> Outcome {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        match builder.enable_all().start_paused(true).build() {
+            Ok(runtime) => runtime,
+            // Without a runtime there is no simulation; the process has nothing else to do.
+            Err(error) => {
+                eprintln!("no runtime: {error}");
+                std::process::exit(1)
+            }
+        }
+    };
+    actix::System::with_tokio_rt(runtime).block_on(one(seed, harm))
+}
+
+async fn one(seed: u64, harm: u64) -> Outcome {
+    let mut rng = Rng::with_seed(seed);
+    let nodes = 3 + rng.usize(..2);
+    let config = Config { rdma: rng.bool(), sync_rate: 32 << 20, ..Config::default() };
+    let cluster = match Cluster::new(seed, nodes, config).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            return Outcome { failures: vec![format!("no cluster: {error:#}")], trace: vec![], acknowledged: 0 };
+        }
+    };
+    let volumes = 1 + rng.usize(..3);
+    let lives: Vec<Rc<Life>> = (0..volumes).map(|n| Life::new(cluster.clone(), rng.fork(), n)).collect();
+    let nemesis = Nemesis::new(cluster.clone(), rng.fork());
+    pass(5.0).await;
+    let tasks: Vec<_> = lives.iter().map(|life| actix::spawn(life.clone().live())).collect();
+    lives.iter().for_each(|life| drop(actix::spawn(life.clone().kubelets())));
+    actix::spawn(nemesis.clone().rage());
+    pass(harm as f64).await;
+    lives.iter().for_each(|life| life.calm());
+    nemesis.end().await;
+    // Whoever was in the middle of a call comes to its end.
+    for task in tasks {
+        let _ended = tokio::time::timeout(std::time::Duration::from_secs(700), task).await;
+    }
+    let mut failures = settle(&cluster, &lives).await;
+    failures.extend(oracle::laws(&cluster));
+    let mut trace = cluster.world.trace();
+    trace.extend(nemesis.log.borrow().iter().cloned());
+    trace.sort_by(|a, b| time_of(a).total_cmp(&time_of(b)));
+    let acknowledged = cluster.world.history().iter().filter(|write| write.acknowledged.is_some()).count();
+    Outcome { failures, trace, acknowledged }
+}
+
+/// The liveness phase, then the end of everything.
+async fn settle(cluster: &Rc<Cluster>, lives: &[Rc<Life>]) -> Vec<String> {
+    let mut failures = Vec::new();
+    for life in lives {
+        failures.extend(life.come_right(COME_RIGHT).await.err());
+    }
+    let whole = |life: &Rc<Life>| oracle::in_sync(cluster, &life.name).len() == life.copies as usize;
+    for _ in 0..COME_RIGHT as u64 {
+        if lives.iter().all(whole) {
+            break;
+        }
+        pass(1.0).await;
+    }
+    for life in lives.iter().filter(|life| !whole(life)) {
+        let set = oracle::in_sync(cluster, &life.name);
+        failures.push(format!("{}: {} copies, in sync are only {set:?}", life.name, life.copies));
+    }
+    lives.iter().for_each(|life| failures.extend(oracle::data(cluster, life)));
+    if !failures.is_empty() {
+        // What is wrong is to be looked at, not to be deleted.
+        return failures;
+    }
+    for life in lives {
+        failures.extend(life.end(COME_RIGHT).await.err());
+    }
+    for _ in 0..120 {
+        if oracle::leaks(cluster).is_empty() {
+            break;
+        }
+        pass(1.0).await;
+    }
+    let left = oracle::leaks(cluster);
+    if !left.is_empty() {
+        failures.push(format!("left behind: {}", left.join("; ")));
+    }
+    failures
+}
+
+/// The time at the start of a line of the trace.
+fn time_of(line: &str) -> f64 {
+    line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
+}
