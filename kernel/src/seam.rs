@@ -56,7 +56,11 @@ pub trait Kernel: 'static {
     /// `device` is a local partition or a fabric head. A read that hangs fails after 5 s and hurts nothing else.
     async fn probe(&self, device: &str, data_too: bool) -> Result<MemberProbe>;
 
-    /// What lies on the volume's array and where it is mounted. Works while members are stuck.
+    /// Where the volume's array is mounted, and whether each mount answers. Reads no device: it works while members are
+    /// stuck, which is when a deposed consumer has to let go.
+    async fn mounts(&self, volume: VolumeId) -> Result<BTreeMap<String, bool>>;
+
+    /// What lies on the volume's array and where it is mounted. Fails while an array that is not mounted cannot be read.
     async fn filesystem(&self, volume: VolumeId) -> Result<FsFact>;
 
     /// Whether `target` is a mount point now, and of which volume of ours.

@@ -100,6 +100,9 @@ pub struct ArrayLook {
     /// Chunks that this process has merged into the array's bitmap while it was degraded without a break. What the
     /// bitmap on disk shows is no proof: bits found at assembly look the same and are not resynced (F1).
     pub merged: BTreeSet<u64>,
+    /// Devices whose re-add failed since the array was last whole: MD knows more of its bitmap than the disks show (which
+    /// events it has cleared, which numbers are taken), and refuses the same again for ever.
+    pub re_add_failed: BTreeSet<String>,
 }
 
 /// How far an array is.

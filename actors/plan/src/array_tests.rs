@@ -152,6 +152,7 @@ fn look() -> ArrayLook {
         live_mounts: BTreeSet::new(),
         waiting_for: Duration::ZERO,
         merged: BTreeSet::new(),
+        re_add_failed: BTreeSet::new(),
     }
 }
 
@@ -441,6 +442,14 @@ fn a_doubtful_return_is_recovered_wholly() {
         doubt(own.superblock.as_mut().unwrap());
         assert_eq!(at.name(), "add-member");
     }
+    let mut at = returning();
+    at.0.re_add_failed.insert("/dev/nvme3n1".into());
+    assert_eq!(at.name(), "add-member");
+    // Found by sim seed 25: the re-add was refused again and again, and the copy never returned.
+    let mut at = returning();
+    let own = at.0.candidates[&key].probe.as_ref().unwrap().superblock.as_ref().unwrap().events;
+    at.probe(0).superblock.as_mut().unwrap().bitmap.as_mut().unwrap().events_cleared = own + 1;
+    assert_eq!(at.name(), "add-member");
     let mut at = returning();
     at.record().departures.clear();
     at.record().departures.insert(ReplicaId(1), DepartureRecord { epoch: 1, generation: 0, events: 3 });

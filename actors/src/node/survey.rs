@@ -63,7 +63,7 @@ pub async fn survey(env: &Env) -> Result<Survey, Failure> {
 async fn look_at_volume(env: &Env, volume: VolumeId, name: Option<String>) -> Result<Found, Failure> {
     let connections = env.kernel.connections(volume).await?;
     let array = env.kernel.array(volume).await?.is_some();
-    let mounts = env.kernel.filesystem(volume).await?.mounts;
+    let mounts = env.kernel.mounts(volume).await?;
     let known = name.or_else(|| env.book.borrow().volumes.get(&volume).cloned());
     let name = match known {
         Some(name) => Some(name),

@@ -27,6 +27,8 @@ pub struct ArrayWorld {
     waiting_since: Cell<Option<Instant>>,
     /// Chunks merged into the running array's bitmap since it was last whole or absent.
     merged: RefCell<BTreeSet<u64>>,
+    /// Devices whose re-add failed since then.
+    re_add_failed: RefCell<BTreeSet<String>>,
 }
 
 impl ArrayWorld {
@@ -38,6 +40,7 @@ impl ArrayWorld {
             stored: RefCell::default(),
             waiting_since: Cell::default(),
             merged: RefCell::default(),
+            re_add_failed: RefCell::default(),
         }
     }
 
@@ -120,11 +123,12 @@ impl World<Array> for ArrayWorld {
         let array = kernel.array(self.volume).await?;
         let staged = wish.is_some_and(|wish| wish.staged);
         let live_mounts = match array {
-            Some(_) => kernel.filesystem(self.volume).await?.mounts,
+            Some(_) => kernel.mounts(self.volume).await?,
             None => BTreeMap::new(),
         };
         if array.as_ref().is_none_or(|array| array.degraded == 0) {
             self.merged.borrow_mut().clear();
+            self.re_add_failed.borrow_mut().clear();
         }
         let waiting_for = self.waiting_for(staged, array.is_some());
         let mut look = ArrayLook {
@@ -137,6 +141,7 @@ impl World<Array> for ArrayWorld {
             live_mounts: live_mounts.into_iter().filter(|(_, alive)| *alive).map(|(target, _)| target).collect(),
             waiting_for,
             merged: self.merged.borrow().clone(),
+            re_add_failed: self.re_add_failed.borrow().clone(),
         };
         if staged {
             self.probe(&mut look).await;
@@ -147,7 +152,11 @@ impl World<Array> for ArrayWorld {
     async fn apply(&self, step: &Step) -> Result<Changed, Failure> {
         match step {
             Step::Kernel(op) => {
-                let changed = self.env.kernel.apply(op).await?;
+                let result = self.env.kernel.apply(op).await;
+                if let (Op::ReAddMember { device, .. }, Err(_)) = (op, &result) {
+                    self.re_add_failed.borrow_mut().insert(device.clone());
+                }
+                let changed = result?;
                 if let Op::MergeBitmap { chunks, .. } = op {
                     self.merged.borrow_mut().extend(chunks);
                 }

@@ -56,7 +56,7 @@ fn settled(wish: Option<&StageWish>, fs: &FsFact) -> bool {
 
 impl World<Stage> for StageWorld {
     async fn observe(&self, wish: Option<&StageWish>) -> Result<StageLook, Failure> {
-        let fs = self.env.kernel.filesystem(self.volume).await?;
+        let fs = FsFact { signature: None, mounts: self.env.kernel.mounts(self.volume).await? };
         if settled(wish, &fs) {
             let record = RecordLook::Unreachable;
             return Ok(StageLook { record, array: ArrayReport::default(), fs, blank: Vec::new() });
@@ -67,8 +67,8 @@ impl World<Stage> for StageWorld {
         // A megabyte of each member: not before the decision can be made.
         let usable = array.phase == ArrayPhase::Active;
         let blank = if usable { self.blank(&look).await } else { Vec::new() };
-        // Read after the array was seen active: a file system on an array that was not is none.
-        let fs = self.env.kernel.filesystem(self.volume).await?;
+        // Read after the array was seen active: a file system on an array that was not is none, and may not be readable.
+        let fs = if usable { self.env.kernel.filesystem(self.volume).await? } else { fs };
         Ok(StageLook { record: look.record, array, fs, blank })
     }
 

@@ -5,6 +5,7 @@
 
 mod build;
 mod demo;
+mod sim;
 mod test;
 mod tidy;
 mod tools;
@@ -26,6 +27,8 @@ struct Arguments {
 enum Command {
     /// The main job on real kernels, timed and verified
     Demo(demo::Arguments),
+    /// The production code on simulated kernels, with faults, seed after seed
+    Sim(sim::Arguments),
     /// Everything CI runs
     Test(test::Arguments),
     /// Style rules and pages that a machine can check
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
         Command::Test(arguments) => test::run(arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Vm(arguments) => vm::run(arguments),

@@ -68,7 +68,7 @@ pub(super) async fn observe(shared: &Arc<Shared>, volume: VolumeId) -> Result<Fs
 }
 
 /// The mounts of an array, with whether each still answers. Blocking.
-fn mounts_of(root: &Root, volume: VolumeId) -> Result<FsFact> {
+pub(super) fn mounts_of(root: &Root, volume: VolumeId) -> Result<FsFact> {
     let Some(device) = md::find(root, volume).and_then(|name| md::device_number(root, &name)) else {
         return Ok(FsFact::default());
     };

@@ -255,6 +255,14 @@ impl Kernel for Linux {
         probe::member(&self.shared.ring, device, data_too).await
     }
 
+    async fn mounts(&self, volume: VolumeId) -> Result<BTreeMap<String, bool>> {
+        self.shared.volumes.note(volume);
+        self.shared
+            .look("observe mounts", move |shared| fs::mounts_of(&shared.root, volume))
+            .await
+            .map(|fact| fact.mounts)
+    }
+
     async fn filesystem(&self, volume: VolumeId) -> Result<FsFact> {
         self.shared.volumes.note(volume);
         fs::observe(&self.shared, volume).await

@@ -115,9 +115,7 @@ impl State {
     pub(super) fn filesystem_fact(&self, node: usize, volume: VolumeId) -> Option<FsFact> {
         let Some(array) = self.array_of(node, volume) else { return Some(FsFact::default()) };
         let instance = self.arrays.get(&array).and_then(|a| a.fs.clone());
-        let alive = instance.as_ref().is_none_or(|i| i.alive);
-        let mine = self.nodes[node].mounts.iter().filter(|(_, layers)| layers.iter().any(|m| m.array == array));
-        let mounts: BTreeMap<String, bool> = mine.map(|(target, _)| (target.clone(), alive)).collect();
+        let mounts = self.mounts_fact(node, volume);
         let signature = match instance {
             // Mounted: the mount table names it, no read is needed.
             Some(instance) => Some(instance.kind),
@@ -128,6 +126,14 @@ impl State {
             }
         };
         Some(FsFact { signature, mounts })
+    }
+
+    /// Mounts of a volume's array; no device is read.
+    pub(super) fn mounts_fact(&self, node: usize, volume: VolumeId) -> BTreeMap<String, bool> {
+        let Some(array) = self.array_of(node, volume) else { return BTreeMap::new() };
+        let alive = self.arrays.get(&array).and_then(|a| a.fs.as_ref()).is_none_or(|fs| fs.alive);
+        let mine = self.nodes[node].mounts.iter().filter(|(_, layers)| layers.iter().any(|m| m.array == array));
+        mine.map(|(target, _)| (target.clone(), alive)).collect()
     }
 
     pub(super) fn fs_alive(&self, array: u64) -> bool {

@@ -140,6 +140,10 @@ impl Kernel for SimKernel {
         }
     }
 
+    async fn mounts(&self, volume: VolumeId) -> Result<BTreeMap<String, bool>> {
+        self.see("mounts", |s, n| s.mounts_fact(n, volume)).await
+    }
+
     async fn filesystem(&self, volume: VolumeId) -> Result<FsFact> {
         let fact = self.see("filesystem", |s, n| s.filesystem_fact(n, volume)).await?;
         fact.ok_or_else(|| KernelError::wait("filesystem", volume.to_string(), "no member answers"))

@@ -186,7 +186,8 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
         return Some(Plan::step(op, in_use(look, reason())));
     }
     let device = candidate.path.clone();
-    let Some(own) = bitmap_return(record, key, candidate, look) else {
+    let allowed = bitmap_return(record, key, candidate, look);
+    let Some(own) = allowed.filter(|_| !look.re_add_failed.contains(&device)) else {
         return Some(Plan::step(Op::AddMember { volume, device }, in_use(look, reason())));
     };
     // Every dirty chunk of the returning copy is merged and resynced first, whatever the survivors' bitmap shows (F1).
@@ -216,8 +217,10 @@ fn bitmap_return(
         && own.recovery_offset.is_none()
         && own.active_slot().is_some()
         && own.events <= departure.events;
+    // Bits that the survivors have cleared since are gone: MD refuses such a re-add (md.c `super_1_validate`), for ever.
+    let covered = own.events >= survivor.events_cleared;
     let bits = bitmap.uuid == own.set_uuid && bitmap.chunk_bytes == survivor.chunk_bytes && bitmap.events >= own.events;
-    (lineage && bits).then(|| bitmap.dirty.clone())
+    (lineage && covered && bits).then(|| bitmap.dirty.clone())
 }
 
 /// What is wrong while it runs.

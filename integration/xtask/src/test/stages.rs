@@ -5,7 +5,7 @@
 
 use super::count::{Tally, TestRun};
 use super::{Context, stream};
-use crate::{build, tidy, workspace};
+use crate::{build, sim, tidy, workspace};
 use anyhow::{Context as _, Result, bail};
 use meshstor_lab::{Paths, tools};
 use std::path::PathBuf;
@@ -33,6 +33,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "clippy", about: "lints are errors", gate: false, run: clippy },
     Stage { name: "unit", about: "unit, property and simulation tests", gate: false, run: unit },
     Stage { name: "crds", about: "printed resource definitions parse", gate: false, run: crds },
+    Stage { name: "sim", about: "whole clusters on simulated kernels, with faults", gate: false, run: simulate },
     Stage { name: "dev", about: "meshstor dev without root, a CSI client, promtool's lint", gate: false, run: dev },
     Stage { name: "demo", about: "the main job on real kernels", gate: false, run: demo },
     Stage { name: "scenarios", about: "harm done to a cluster on real kernels", gate: false, run: scenarios },
@@ -40,6 +41,9 @@ pub const STAGES: &[Stage] = &[
 
 /// Crates that must build with no feature and no other crate beside them: what others pull in would hide a slip.
 const ALONE: &[&str] = &["meshstor-kernel", "meshstor-plan"];
+
+/// Seeds of each run: about two seconds each. 1 and 2 have found something.
+const SEEDS: u64 = 40;
 
 /// The kernel of the guests: Debian's stable one.
 const DEFAULT_KERNEL: &str = "6.12";
@@ -107,6 +111,23 @@ fn crds(context: &Context) -> Result<Tally> {
         bail!("`meshstor crds` does not print {missing:?}, only {kinds:?}");
     }
     Ok(Tally::PASSED)
+}
+
+fn simulate(context: &Context) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let succeeded = stream::run(sim::command(1, SEEDS)?, &log(context, "sim"), |line| {
+        if let Some(counts) = line.strip_prefix("sim: ").and_then(|rest| rest.split_once(" passed, ")) {
+            let failed = counts.1.strip_suffix(" failed").and_then(|number| number.parse().ok());
+            tally = Tally { passed: counts.0.parse().unwrap_or(0), failed: failed.unwrap_or(1), skipped: 0 };
+        }
+        line.starts_with("seed ") || line.starts_with("sim: ") || line.starts_with("… ")
+    })?;
+    // A crash prints no last line.
+    let unexplained = !succeeded && tally.failed == 0 || tally == Tally::default();
+    if unexplained {
+        tally += Tally::FAILED;
+    }
+    Ok(tally)
 }
 
 fn dev(context: &Context) -> Result<Tally> {

@@ -32,6 +32,18 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ),
     ("meshstor-lab", &[]),
     ("meshstor-demo", &["meshstor-lab", "meshstor-api", "meshstor-csi"]),
+    (
+        "meshstor-sim",
+        &[
+            "meshstor-kernel",
+            "meshstor-plan",
+            "meshstor-api",
+            "meshstor-csi",
+            "meshstor-memstore",
+            "meshstor-actors",
+            "meshstor-controller",
+        ],
+    ),
     ("xtask", &["meshstor-lab", "meshstor-demo"]),
 ];
 

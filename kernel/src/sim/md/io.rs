@@ -96,7 +96,10 @@ impl State {
     /// Moves one request on; answers whether it moved.
     pub(in super::super) fn pump_io(&mut self, id: u64) -> bool {
         let Some(io) = self.ios.get(&id) else { return false };
-        let Some(a) = self.arrays.get(&io.array) else { return self.io_over(id, Err(())) };
+        let Some(a) = self.arrays.get(&io.array) else {
+            // The array was stopped under it: that is its result, told once.
+            return if matches!(io.stage, Stage::Over(_)) { self.deliver(id) } else { self.io_over(id, Err(())) };
+        };
         if !self.nodes[a.node].running() {
             return false;
         }
