@@ -119,6 +119,10 @@ async fn export(shared: &Arc<Shared>, key: ExportKey, host: Nqn, listen: BTreeSe
     let op = format!("export {key}");
     let found = partition::observe(&shared.ring, &shared.root, &shared.tables, key.replica).await?;
     let found = found.ok_or_else(|| KernelError::retry(&op, key.replica.partition_name(), "no drive has it"))?;
+    // Looked at when the operation begins, not when it was decided: one that was held up may find a later epoch (F9, F12).
+    if let Some(floor) = found.record.as_ref().map(|record| record.epoch).filter(|floor| *floor > key.epoch) {
+        return Err(KernelError::refuse(&op, key.replica.partition_name(), format!("the drive has epoch {floor}")));
+    }
     let absent = || KernelError::retry(&op, key.replica.partition_name(), "the kernel does not know the partition");
     let wanted = nvmet::Wanted { key, device: found.path.ok_or_else(absent)?, host, listen };
     shared.blocking("export", move |s| nvmet::export(&s.root, &wanted)).await

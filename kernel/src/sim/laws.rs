@@ -29,8 +29,6 @@ pub enum Law {
     TwoWriters,
     /// P2: a partition was exported while an array of its own node holds it, or the other way round.
     LocalAndExported,
-    /// P2: an export below the epoch that the drive's record has.
-    ExportBelowFloor,
     /// P1: a replica came back by bitmap with chunks of its own bitmap not merged (docs/kernel-hazards.md, F1).
     ReAddWithoutMerge,
 }
@@ -116,12 +114,10 @@ impl State {
         }
     }
 
-    pub(super) fn law_export_floor(&mut self, node: usize, key: ExportKey, drive: usize, number: u32) {
+    /// The epoch that the record on a drive names.
+    pub(super) fn export_floor(&self, drive: usize, number: u32) -> u64 {
         let start = self.drives[drive].entry(number).map(|e| e.extent.start).unwrap_or_default();
-        let floor = self.drives[drive].meta(start).record.map(|r| r.epoch).unwrap_or_default();
-        if floor > key.epoch {
-            self.violate(node, Law::ExportBelowFloor, format!("export {key}: the drive has epoch {floor}"));
-        }
+        self.drives[drive].meta(start).record.map(|r| r.epoch).unwrap_or_default()
     }
 
     /// A device becomes a member of an array: its partition may not be exported from here.

@@ -72,7 +72,11 @@ impl State {
             let detail = format!("a port belongs to {other}");
             return Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
         }
-        self.law_export_floor(node, *key, drive, number);
+        let floor = self.export_floor(drive, number);
+        if floor > key.epoch {
+            let detail = format!("the drive has epoch {floor}");
+            return Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
+        }
         let subsystem = Subsystem { drive, number, enabled: true, dead: false, hosts, listens: listen.clone() };
         self.nodes[node].subsystems.insert(*key, subsystem);
         if half {
