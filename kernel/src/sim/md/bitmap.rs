@@ -73,10 +73,10 @@ impl Bits {
         }
     }
 
-    /// Marks a chunk NEEDED.
+    /// Marks a chunk NEEDED. The page goes to every member, whatever one of them has (`md_bitmap_file_set_bit`).
     fn need(&mut self, chunk: u64) {
         let bit = self.chunks.entry(chunk).or_insert(Bit { needed: false, writes: 0, passes: PASSES, on_disk: false });
-        self.unwritten |= !bit.on_disk;
+        self.unwritten = true;
         bit.needed = true;
     }
 
