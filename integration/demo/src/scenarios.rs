@@ -215,7 +215,9 @@ fn agent_killed(cluster: &mut Cluster) -> Result<String> {
     const KILLS: usize = 10;
     let (mut volume, _) = bring_up(cluster, &two_copies("killed"), "node-a")?;
     let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
-    running.wait_for(20, Duration::from_secs(30))?;
+    // What this machine does to an undisturbed writer: on a busy one that alone is more than a second.
+    running.wait_for(300, Duration::from_secs(60))?;
+    let undisturbed = running.so_far().longest();
     let mut changes = Vec::new();
     for kill in 0..KILLS {
         // The consumer's agent and the target's in turn.
@@ -236,11 +238,12 @@ fn agent_killed(cluster: &mut Cluster) -> Result<String> {
     let longest = history.longest();
     volume.history.append(&history);
     ensure!(changes.is_empty(), "a restarted agent changed something:\n{}", changes.join("\n"));
-    ensure!(longest < Duration::from_secs(1), "a write took {longest:?}");
+    let allowed = Duration::from_secs(1).max(3 * undisturbed);
+    ensure!(longest < allowed, "a write took {longest:?}; undisturbed the longest took {undisturbed:?}");
     let compared = verify(cluster, &volume)?;
     take_down(cluster, &volume)?;
     Ok(format!(
-        "{KILLS} kills, {} writes, longest {longest:?}, no op that changed anything, {compared} blocks verified",
+        "{KILLS} kills, {} writes, longest {longest:?} (undisturbed {undisturbed:?}), no op that changed anything, {compared} blocks verified",
         history.acks.len()
     ))
 }
