@@ -215,7 +215,7 @@ fn agent_killed(cluster: &mut Cluster) -> Result<String> {
     const KILLS: usize = 10;
     let (mut volume, _) = bring_up(cluster, &two_copies("killed"), "node-a")?;
     let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
-    // What this machine does to an undisturbed writer: on a busy one that alone is more than a second.
+    // What this machine does to an undisturbed writer, for whoever reads of a stall: a busy machine makes some by itself.
     running.wait_for(300, Duration::from_secs(60))?;
     let undisturbed = running.so_far().longest();
     let mut changes = Vec::new();
@@ -238,8 +238,7 @@ fn agent_killed(cluster: &mut Cluster) -> Result<String> {
     let longest = history.longest();
     volume.history.append(&history);
     ensure!(changes.is_empty(), "a restarted agent changed something:\n{}", changes.join("\n"));
-    let allowed = Duration::from_secs(1).max(3 * undisturbed);
-    ensure!(longest < allowed, "a write took {longest:?}; undisturbed the longest took {undisturbed:?}");
+    ensure!(longest < Duration::from_secs(1), "a write took {longest:?}; undisturbed the longest took {undisturbed:?}");
     let compared = verify(cluster, &volume)?;
     take_down(cluster, &volume)?;
     Ok(format!(

@@ -54,7 +54,7 @@ pub fn check(file: &File) -> Vec<Finding> {
     findings
 }
 
-/// A path counts only where a path begins: `example.org/work/` is an address.
+/// A path counts only where a path begins, not in the middle of an address.
 fn stands_alone(line: &str, text: &str) -> bool {
     let path_begins = |at: usize| {
         let before = line[..at].chars().next_back();
