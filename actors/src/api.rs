@@ -8,6 +8,8 @@ use crate::failure::Failure;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use meshstor_api::patch::{self, CasError};
 use meshstor_api::{MeshStorReplica, MeshStorVolume};
+use meshstor_kernel::id::NodeName;
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Changed;
 use meshstor_plan::record::RecordOp;
 use serde::de::DeserializeOwned;
@@ -94,7 +96,27 @@ impl Server {
             Err(_elapsed) => Err(silent(&op.to_string(), PATIENCE)),
         };
         self.heard(!matches!(answer, Err(Failure::Api { .. })));
+        if mutant::on(Mutant::BlindRetry) && matches!(answer, Err(Failure::Raced { .. })) {
+            return self.again_blindly(op).await;
+        }
         answer
+    }
+
+    /// Drafts the same change against the object as it is now: what [`Mutant::BlindRetry`] does.
+    async fn again_blindly(&self, op: &RecordOp) -> Result<Changed, Failure> {
+        let raced = || Failure::Raced { what: op.to_string() };
+        let newer: MeshStorVolume = self.get(&op.expect.name).await?.ok_or_else(raced)?;
+        let mut op = op.clone();
+        op.expect.epoch = newer.spec.attachment.epoch;
+        op.expect.consumer = newer.spec.attachment.consumer.clone().map(NodeName);
+        let set = newer.status.as_ref().and_then(|status| status.in_sync.clone());
+        op.expect.in_sync = set.map(|set| set.iter().filter_map(|text| text.parse().ok()).collect());
+        let patch = patch::record(&op, &newer).map_err(|_| raced())?;
+        let api: Api<MeshStorVolume> = Api::all(self.client.clone());
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let patch: Patch<()> = Patch::Json(patch);
+        let sent = tokio::time::timeout(PATIENCE, api.patch_status(&op.expect.name, &params, &patch)).await;
+        sent.map_err(|_| raced())?.map(|_| Changed::Yes).map_err(|_| raced())
     }
 
     /// Awaits an answer for as long as is reasonable now.

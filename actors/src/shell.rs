@@ -16,6 +16,7 @@ use crate::failure::{Failure, RETRY_MIN};
 use crate::messages::{Died, Kill, Look, Poke, Stop, Why};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
 use meshstor_kernel::Class;
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Changed;
 use meshstor_plan::{Machine, Plan, Reason, Step};
 use std::future::Future;
@@ -183,6 +184,9 @@ impl<M: Machine, W: World<M>> Shell<M, W> {
                 self.streak = 0;
                 self.last_step = None;
                 let pause = look_in.map_or(self.period, |after| after.min(self.period));
+                if mutant::on(Mutant::HintsOnly) && !self.dirty {
+                    return;
+                }
                 self.again(if self.dirty { Duration::ZERO } else { pause }, ctx);
             }
             End::Step { step, changed } => self.stepped(step, changed, ctx),
@@ -210,6 +214,9 @@ impl<M: Machine, W: World<M>> Shell<M, W> {
     }
 
     fn failed(&mut self, failure: &Failure, ctx: &mut Context<Self>) {
+        if mutant::on(Mutant::NoLookAfterFailure) {
+            return;
+        }
         self.failures = self.failures.saturating_add(1);
         let pause = failure.pause(self.failures);
         // What hints during the failed round may have been about is looked at soon, but a step whose failure causes

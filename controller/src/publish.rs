@@ -15,6 +15,7 @@ use meshstor_api::replica::MeshStorReplica;
 use meshstor_api::volume::{Attachment, MeshStorVolume};
 use meshstor_api::{convert, patch};
 use meshstor_kernel::id::Epoch;
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::record::VolumeRecord;
 use std::sync::Arc;
 use tonic::Status;
@@ -67,6 +68,9 @@ impl Publish {
         let refused = |why: String| Status::failed_precondition(format!("volume {name} cannot be published: {why}"));
         match record.consumer.as_ref().map(|consumer| consumer.0.as_str()) {
             Some(consumer) if consumer == node => self.attached = true,
+            Some(_) if mutant::on(Mutant::PublishTakesOver) => {
+                return self.attach(&volume, self.boot_of_node().await?).await;
+            }
             Some(other) => {
                 return Err(refused(format!(
                     "it is published to node {other}, wanted is {node}; it must be unpublished from {other} first"

@@ -15,6 +15,7 @@ use crate::writer::Endpoint;
 use meshstor_api::node::MeshStorNode;
 use meshstor_api::volume::{Attachment, MeshStorVolume};
 use meshstor_api::{convert, patch};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::record::VolumeRecord;
 use std::time::Duration;
 
@@ -58,6 +59,9 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Next, Con
 async fn follow_boot(context: &Context, volume: &MeshStorVolume) -> Result<bool, ControlError> {
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     let attachment = &volume.spec.attachment;
+    if mutant::on(Mutant::SameEpochAfterReboot) {
+        return Ok(false);
+    }
     let Some(consumer) = attachment.consumer.as_ref().filter(|consumer| names::is_node_name(consumer)) else {
         return Ok(false);
     };

@@ -15,6 +15,7 @@ pub mod hint;
 pub mod id;
 #[cfg(feature = "linux")]
 pub mod linux;
+pub mod mutant;
 pub mod ops;
 pub mod record;
 #[cfg(feature = "seam")]

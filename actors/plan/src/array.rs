@@ -21,6 +21,7 @@ use crate::record::{RecordOp, VolumeRecord};
 use crate::{Machine, Plan, Reason};
 use meshstor_kernel::facts::{ArrayFact, ConnectionFact, MemberFact, MemberProbe, Transport};
 use meshstor_kernel::id::{BootId, Epoch, ExportKey, NodeName, ReplicaId, VolumeId};
+use meshstor_kernel::mutant::{self, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -177,9 +178,7 @@ impl Machine for Array {
         match &look.array {
             None => start::begin(record, look),
             // Deposition is decided by epoch, never by node name.
-            Some(array) if members(array, look).any(|(key, _)| key.epoch < record.epoch) => {
-                stop::depose(wish.volume, record.epoch, array, look)
-            }
+            Some(array) if outlived(array, record, look) => stop::depose(wish.volume, record.epoch, array, look),
             Some(array) if record.activated_epoch < record.epoch => start::activate(record, array, look),
             Some(array) if array.state == "readonly" || array.sync_action == "frozen" || !array.safe_mode_off => {
                 start::open(record, array, look)
@@ -215,6 +214,10 @@ pub fn probes(look: &ArrayLook) -> BTreeMap<ExportKey, bool> {
 
 /// Why this node may not run the array under this record; `None`: it may.
 fn not_ours(record: &VolumeRecord, look: &ArrayLook) -> Option<Reason> {
+    // First of all: a record older than what runs here names a consumer of the past. It may depose nobody (F16).
+    if let Some(drive) = newest_epoch(look).filter(|drive| *drive > record.epoch && !mutant::on(Mutant::FloorIgnored)) {
+        return Some(Reason::EpochRegressed { drive, record: record.epoch });
+    }
     if record.consumer.as_ref() != Some(&look.me) {
         return Some(Reason::NotConsumer { consumer: record.consumer.clone() });
     }
@@ -224,11 +227,20 @@ fn not_ours(record: &VolumeRecord, look: &ArrayLook) -> Option<Reason> {
     if record.in_sync.as_ref().is_none_or(BTreeSet::is_empty) {
         return Some(Reason::RecordLost { what: "status.inSync is absent".into() });
     }
-    let seen = look.candidates.values().filter_map(|c| c.probe.as_ref()?.record.as_ref()).map(|r| r.epoch).max();
-    if let Some(drive) = seen.filter(|drive| *drive > record.epoch) {
-        return Some(Reason::EpochRegressed { drive, record: record.epoch });
-    }
-    (record.consumer_boot.as_ref() != Some(&look.boot)).then_some(Reason::NewBoot)
+    let same_boot = record.consumer_boot.as_ref() == Some(&look.boot) || mutant::on(Mutant::SameEpochAfterReboot);
+    (!same_boot).then_some(Reason::NewBoot)
+}
+
+/// Whether the array began under an older epoch.
+fn outlived(array: &ArrayFact, record: &VolumeRecord, look: &ArrayLook) -> bool {
+    members(array, look).any(|(key, _)| key.epoch < record.epoch) && !mutant::on(Mutant::DeposedByName)
+}
+
+/// The highest epoch that this node can see: that of its array's members, and those written on the drives it has read.
+fn newest_epoch(look: &ArrayLook) -> Option<Epoch> {
+    let running = look.array.iter().flat_map(|array| members(array, look)).map(|(key, _)| key.epoch);
+    let written = look.candidates.values().filter_map(|c| c.probe.as_ref()?.record.as_ref()).map(|r| r.epoch);
+    running.chain(written).max()
 }
 
 /// Members of the array whose device is known, with the export life they come from.

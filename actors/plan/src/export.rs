@@ -7,6 +7,7 @@
 use crate::{Machine, Plan, Reason};
 use meshstor_kernel::facts::{EpochRecord, ExportEntry, ExportFact, Listen, PartitionFact, Transport};
 use meshstor_kernel::id::{ClusterId, Epoch, ExportKey, Generation, NodeName, ReplicaId, ReplicaKey};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -111,7 +112,7 @@ impl Machine for Export {
         let Some(record) = &partition.record else {
             return rest(look, Reason::AwaitingPartition { replica: key.replica });
         };
-        if wish.epoch < record.epoch {
+        if wish.epoch < record.epoch && !mutant::on(Mutant::FloorIgnored) {
             return rest(look, Reason::EpochRegressed { drive: record.epoch, record: wish.epoch });
         }
         if let Some(plan) = fence_older(wish, look, current) {
@@ -123,7 +124,7 @@ impl Machine for Export {
             return Plan::step(Op::StopForeignArray { name: foreign.clone() }, status);
         }
         // An array of this node that began in an older epoch is still a writer (F6): no report until it is gone.
-        if record.epoch < wish.epoch && !partition.holders.is_empty() {
+        if record.epoch < wish.epoch && !partition.holders.is_empty() && !mutant::on(Mutant::LocalFenceEarly) {
             return rest(look, Reason::HeldByArray { array: holders(partition) });
         }
         if (record.epoch, record.generation) < current {
@@ -147,7 +148,10 @@ fn holders(partition: &PartitionFact) -> String {
 fn report(look: &ExportLook) -> ExportReport {
     let record = look.partition.as_ref().and_then(|p| p.record.as_ref());
     ExportReport {
-        fenced_epoch: record.map_or(0, |r| r.epoch),
+        fenced_epoch: match &look.wish {
+            Some(wish) if mutant::on(Mutant::FenceReportedEarly) => wish.epoch,
+            _ => record.map_or(0, |r| r.epoch),
+        },
         retire: look.wish.as_ref().map(|wish| to_retire(wish, look)).unwrap_or_default(),
         objects: look.exports.entries.len(),
         ..ExportReport::default()
@@ -160,6 +164,9 @@ fn rest(look: &ExportLook, reason: Reason) -> Plan<ExportReport> {
 
 /// Fences, then removes, every export that is not the wanted one. A port's number is in quarantine before its objects go.
 fn fence_older(wish: &ExportWish, look: &ExportLook, current: (Epoch, Generation)) -> Option<Plan<ExportReport>> {
+    if mutant::on(Mutant::FenceSkipped) {
+        return None;
+    }
     let keep = wish.consumer.as_ref().filter(|c| **c != look.me && !wish.tombstoned).map(|_| current);
     let stale = || look.exports.entries.iter().filter(|(k, _)| Some((k.epoch, k.generation)) != keep);
     // All unlinks first: a hung drain of one must not keep another one answering.
@@ -169,7 +176,7 @@ fn fence_older(wish: &ExportWish, look: &ExportLook, current: (Epoch, Generation
     }
     let (key, entry) = stale().next()?;
     let retire = dialled(key, entry);
-    if retire.iter().all(|(port, ..)| look.quarantined.contains(port)) {
+    if retire.iter().all(|(port, ..)| look.quarantined.contains(port)) || mutant::on(Mutant::PortReusedAtOnce) {
         let status = ExportReport { reason: Some(Reason::Releasing), ..report(look) };
         return Some(Plan::step(Op::RemoveExport { key: *key }, status));
     }
@@ -217,7 +224,7 @@ fn remote(
     partition: &PartitionFact,
     look: &ExportLook,
 ) -> Plan<ExportReport> {
-    if !partition.holders.is_empty() {
+    if !partition.holders.is_empty() && !mutant::on(Mutant::LocalFenceEarly) {
         return rest(look, Reason::HeldByArray { array: holders(partition) });
     }
     let export = ExportKey { replica: key, epoch: wish.epoch, generation: wish.generation };
@@ -246,10 +253,14 @@ fn choose_port(export: ExportKey, wish: &ExportWish, look: &ExportLook) -> Optio
         return Some(port);
     }
     let length = PORT_RANGE.len() as u128;
-    let start = (export.namespace_uuid().as_u128() % length) as u16;
-    (0..PORT_RANGE.len() as u16)
-        .map(|step| PORT_RANGE.start + (start + step) % PORT_RANGE.len() as u16)
-        .find(|port| !look.exports.ports_in_use.contains(port) && !look.quarantined.contains(port))
+    let start = match mutant::on(Mutant::PortReusedAtOnce) {
+        true => 0,
+        false => (export.namespace_uuid().as_u128() % length) as u16,
+    };
+    (0..PORT_RANGE.len() as u16).map(|step| PORT_RANGE.start + (start + step) % PORT_RANGE.len() as u16).find(|port| {
+        let rests = look.quarantined.contains(port) && !mutant::on(Mutant::PortReusedAtOnce);
+        !look.exports.ports_in_use.contains(port) && !rests
+    })
 }
 
 #[cfg(test)]

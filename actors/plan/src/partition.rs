@@ -7,6 +7,7 @@ use crate::drive::{DriveUsage, refusal};
 use crate::{Machine, Plan, Reason};
 use meshstor_kernel::facts::{DriveClass, DriveFact, EpochRecord, ExportFact, Extent, PartitionFact, Unclaimed};
 use meshstor_kernel::id::{ClusterId, DriveId, ReplicaKey, VolumeId};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -96,6 +97,11 @@ impl Machine for Partition {
 
     fn plan(desired: Option<&PartitionWish>, look: &PartitionLook) -> Plan<PartitionReport> {
         let Some(wish) = desired else {
+            if let Some(partition) = look.partition.as_ref().filter(|_| mutant::on(Mutant::WipeOnAbsence))
+                && let Some(evidence) = orphan(partition, look)
+            {
+                return Plan::step(Op::RemovePartition { evidence }, PartitionReport::default());
+            }
             // Nobody asks for it: an absent object is never evidence. Kept as it is.
             let state = if look.partition.is_some() { PartitionState::Accepted } else { PartitionState::Waiting };
             return Plan::rest(PartitionReport::of(state, look.partition.as_ref(), Some(Reason::VolumeMissing)));
@@ -188,6 +194,12 @@ fn remove(
         ),
         None => kept(busy(partition)),
     }
+}
+
+/// Evidence to remove what no object names: only [`Mutant::WipeOnAbsence`] asks for it.
+fn orphan(partition: &PartitionFact, look: &PartitionLook) -> Option<Unclaimed> {
+    let record = partition.record.as_ref()?;
+    Unclaimed::prove(ReplicaKey { volume: record.volume, replica: record.replica }, partition, &look.exports)
 }
 
 fn busy(partition: &PartitionFact) -> Reason {

@@ -14,8 +14,9 @@ use crate::worlds::partition::tombstone;
 use meshstor_api::MeshStorReplica;
 use meshstor_api::node::DriveUse;
 use meshstor_kernel::id::{DriveId, ReplicaKey};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::drive::DriveUsage;
-use meshstor_plan::partition::{PartitionState, PartitionWish};
+use meshstor_plan::partition::{PartitionState, PartitionWish, TombstoneWish};
 use serde_json::json;
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -37,6 +38,7 @@ impl NodeActor {
     pub(super) fn replicas_changed(&mut self, change: Change<MeshStorReplica>) {
         match change {
             Change::Applied(object) => self.replica_applied(*object),
+            Change::Gone(name) if mutant::on(Mutant::DeletedIsDeletion) => self.wipe_unasked(&name),
             Change::Gone(name) => self.verify_replica(name),
             Change::Listed(objects) => {
                 let listed: BTreeSet<String> = objects.iter().filter_map(|o| o.metadata.name.clone()).collect();
@@ -134,6 +136,16 @@ impl NodeActor {
                 Err(error) => tracing::debug!(%error, "this node's replicas could not be listed"),
             }
         });
+    }
+
+    /// Wipes a replica because a watch no longer shows its object: what [`Mutant::DeletedIsDeletion`] does.
+    fn wipe_unasked(&mut self, name: &str) {
+        let Some(held) = self.replicas.get(name) else { return };
+        let (key, mut wish) = (held.key, self.partition_wish(held));
+        let partition_uuid = key.partition_uuid();
+        wish.tombstone = Some(TombstoneWish { partition_uuid, cluster: self.env.cluster, volume: key.volume });
+        self.partitions.want(&key, Some(wish));
+        self.exports.retire(&key);
     }
 
     /// Asks for an object that a watch no longer shows.

@@ -5,7 +5,6 @@ use crate::env::{Env, Reading};
 use crate::failure::Failure;
 use crate::shell::World;
 use meshstor_api::MeshStorVolume;
-use meshstor_kernel::KernelError;
 use meshstor_kernel::facts::{ConnectionFact, PartitionFact};
 use meshstor_kernel::id::{ExportKey, ReplicaKey, VolumeId};
 use meshstor_kernel::ops::{Changed, Op};
@@ -27,6 +26,8 @@ pub struct ArrayWorld {
     waiting_since: Cell<Option<Instant>>,
     /// Chunks merged into the running array's bitmap since it was last whole or absent.
     merged: RefCell<BTreeSet<u64>>,
+    /// Own partitions as they were last read.
+    own: RefCell<BTreeMap<ReplicaKey, (ExportKey, Candidate)>>,
     /// Devices whose re-add failed since then.
     re_add_failed: RefCell<BTreeSet<String>>,
 }
@@ -40,22 +41,32 @@ impl ArrayWorld {
             stored: RefCell::default(),
             waiting_since: Cell::default(),
             merged: RefCell::default(),
+            own: RefCell::default(),
             re_add_failed: RefCell::default(),
         }
     }
 
-    async fn candidates(
-        &self,
-        connections: &BTreeMap<ExportKey, ConnectionFact>,
-    ) -> Result<BTreeMap<ExportKey, Candidate>, KernelError> {
+    async fn candidates(&self, connections: &BTreeMap<ExportKey, ConnectionFact>) -> BTreeMap<ExportKey, Candidate> {
         let mut candidates: BTreeMap<ExportKey, Candidate> =
             connections.iter().filter_map(|(key, connection)| Some((*key, remote(connection)?))).collect();
         let local = self.env.book.borrow().local(self.volume);
         for key in local {
-            let partition = self.env.kernel.partition(key).await?;
-            candidates.extend(partition.as_ref().and_then(|partition| own(key, partition)));
+            // A broken drive must not make the whole array invisible: its loss is what has to be seen. What it said of
+            // itself last still holds, because nobody can have written to it since.
+            let found = match self.env.kernel.partition(key).await {
+                Ok(partition) => partition.as_ref().and_then(|partition| own(key, partition)),
+                Err(error) => {
+                    tracing::debug!(%key, %error, "an own partition cannot be read");
+                    self.own.borrow().get(&key).cloned()
+                }
+            };
+            match &found {
+                Some(found) => self.own.borrow_mut().insert(key, found.clone()),
+                None => self.own.borrow_mut().remove(&key),
+            };
+            candidates.extend(found);
         }
-        Ok(candidates)
+        candidates
     }
 
     /// How long the array has been wanted without being there.
@@ -119,7 +130,7 @@ impl World<Array> for ArrayWorld {
         self.stored.replace(stored);
         let node = self.env.node().await?;
         let connections = kernel.connections(self.volume).await?;
-        let candidates = self.candidates(&connections).await?;
+        let candidates = self.candidates(&connections).await;
         let array = kernel.array(self.volume).await?;
         let staged = wish.is_some_and(|wish| wish.staged);
         let live_mounts = match array {

@@ -10,11 +10,13 @@ use crate::shell::World;
 use crate::worlds::array::ArrayWorld;
 use meshstor_kernel::facts::{BlankData, FsFact};
 use meshstor_kernel::id::VolumeId;
-use meshstor_kernel::ops::Changed;
+use meshstor_kernel::mutant::{self, Mutant};
+use meshstor_kernel::ops::{Changed, Op};
 use meshstor_plan::array::{Array, ArrayLook, ArrayPhase, ArrayReport, ArrayWish, RecordLook};
 use meshstor_plan::record::FormatRecord;
 use meshstor_plan::stage::{Stage, StageLook, StageWish};
 use meshstor_plan::{Machine, Step};
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// The world of one volume's file system.
@@ -22,12 +24,14 @@ pub struct StageWorld {
     env: Rc<Env>,
     volume: VolumeId,
     array: ArrayWorld,
+    /// This agent has made or found the file system: what [`Mutant::FormatRemembered`] goes by.
+    made: Cell<bool>,
 }
 
 impl StageWorld {
     /// Of this volume.
     pub fn new(env: Rc<Env>, volume: VolumeId) -> Self {
-        StageWorld { array: ArrayWorld::new(Rc::clone(&env), volume), env, volume }
+        StageWorld { array: ArrayWorld::new(Rc::clone(&env), volume), env, volume, made: Cell::new(false) }
     }
 
     /// Proofs of blankness of active members, each read from the member itself.
@@ -68,13 +72,25 @@ impl World<Stage> for StageWorld {
         let usable = array.phase == ArrayPhase::Active;
         let blank = if usable { self.blank(&look).await } else { Vec::new() };
         // Read after the array was seen active: a file system on an array that was not is none, and may not be readable.
-        let fs = if usable { self.env.kernel.filesystem(self.volume).await? } else { fs };
-        Ok(StageLook { record: look.record, array, fs, blank })
+        let mut fs = if usable { self.env.kernel.filesystem(self.volume).await? } else { fs };
+        let mut record = look.record;
+        if mutant::on(Mutant::FormatRemembered)
+            && !self.made.get()
+            && let RecordLook::Fresh(record) = &mut record
+        {
+            record.format = FormatRecord::Started;
+            fs.signature = None;
+        }
+        Ok(StageLook { record, array, fs, blank })
     }
 
     async fn apply(&self, step: &Step) -> Result<Changed, Failure> {
         match step {
-            Step::Kernel(op) => Ok(self.env.kernel.apply(op).await?),
+            Step::Kernel(op) => {
+                let changed = self.env.kernel.apply(op).await?;
+                self.made.set(self.made.get() || matches!(op, Op::MakeFilesystem { .. }));
+                Ok(changed)
+            }
             Step::Record(op) => self.array.apply_to_record(op).await,
         }
     }

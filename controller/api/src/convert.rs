@@ -9,6 +9,7 @@ use crate::replica::{ExportStatus, ListenStatus, MeshStorReplica, ReplicaRole};
 use crate::volume::{FormatState, MeshStorVolume, VolumeStatus};
 use meshstor_kernel::facts::{Listen, Transport};
 use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaId};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::record::{DepartureRecord, ExportRecord, FormatRecord, ReplicaRecord, VolumeRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -79,6 +80,7 @@ pub fn volume_record<'a>(
     let id = spec.volume_id.parse();
     let id = id.map_err(|_| object.garbage("spec.volumeID", &spec.volume_id, "a hyphenated lower-case uuid"))?;
     let cluster: ClusterId = cluster(object, &spec.cluster_id)?;
+    let replicas = replica_records(volume, &name, replicas)?;
     let unrecorded = VolumeStatus::default();
     let status = volume.status.as_ref().unwrap_or(&unrecorded);
     Ok(VolumeRecord {
@@ -91,7 +93,12 @@ pub fn volume_record<'a>(
         epoch: spec.attachment.epoch,
         consumer: object.node("spec.attachment.consumer", &spec.attachment.consumer)?,
         consumer_boot: spec.attachment.consumer_boot.clone().filter(|boot| !boot.is_empty()).map(BootId),
-        in_sync: in_sync(object, status)?,
+        in_sync: match in_sync(object, status)? {
+            None if mutant::on(Mutant::AbsentIsAll) && spec.attachment.epoch > 0 => {
+                Some(replicas.keys().copied().collect())
+            }
+            set => set,
+        },
         foreign: foreign(volume, cluster, own_cluster),
         activated_epoch: status.activated_epoch,
         departures: departures(object, status)?,
@@ -101,7 +108,7 @@ pub fn volume_record<'a>(
             Some(FormatState::Done) => FormatRecord::Done,
         },
         released_epoch: status.released_epoch,
-        replicas: replica_records(volume, &name, replicas)?,
+        replicas,
         name,
     })
 }

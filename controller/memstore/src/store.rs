@@ -100,6 +100,15 @@ impl Store {
         self.inner.change(|state| state.restore(snapshot));
     }
 
+    /// Writes what an object is, or (`None`) that it is not there, past all rules: an operator at etcd's own keys. Its
+    /// uid, finalizers and status are what `object` says; watches see an ordinary event. Answers whether the kind is known.
+    pub fn force(&self, plural: &str, namespace: &str, name: &str, object: Option<Value>) -> bool {
+        let Some(schema) = self.schema_index(plural) else { return false };
+        let key = Key { schema, namespace: namespace.into(), name: name.into() };
+        self.inner.change(|state| state.commit("etcd", plural, key, object));
+        true
+    }
+
     /// Forgets history: a watch that starts from an older version gets 410. Open watches are not disturbed.
     pub fn compact(&self) {
         self.inner.change(State::compact);

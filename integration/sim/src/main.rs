@@ -1,28 +1,32 @@
 //! The simulator: whole clusters of the production code on simulated kernels and an in-memory API server, one thread, a
-//! paused clock, one seed for each run. Called by `cargo xtask sim`.
+//! paused clock, one seed for each run. Called by `cargo xtask sim` and `cargo xtask mutants`.
 //!
 //! A run has two phases. In the first, volumes live their lives while a nemesis does harm; the oracle then reads the
 //! simulated disks, never an actor. In the second, all harm ends, and everything has to come right: copies in sync,
 //! data there, nothing left after deletion. A seed is a whole run; the fault model is written in `kernel/src/sim/faults.rs`.
+//! Seeds that once found something are kept in `seeds.txt` and run again first.
 
+mod batch;
 mod cluster;
+mod mutants;
 mod nemesis;
 mod oracle;
+mod records;
 mod run;
 mod workload;
 
 use clap::Parser;
 use std::process::ExitCode;
-use std::time::Instant;
 
 /// Runs seeds.
 #[derive(Parser)]
 #[command(
     name = "meshstor-sim",
-    after_help = "Examples:\n  meshstor-sim --seeds 200\n  meshstor-sim --seed 4711\n  meshstor-sim --first 1000 --seeds 500"
+    after_help = "Examples:\n  meshstor-sim --seeds 200\n  meshstor-sim --seed 4711\n  meshstor-sim --first 1000 --seeds 500\n  \
+                  meshstor-sim --mutants\n  meshstor-sim --mutants --only fence-skipped"
 )]
-struct Arguments {
-    /// How many seeds
+pub struct Arguments {
+    /// How many seeds; for mutants: how many at most for each
     #[arg(long, default_value_t = 200)]
     seeds: u64,
     /// The first one
@@ -34,53 +38,52 @@ struct Arguments {
     /// Simulated seconds of harm
     #[arg(long, default_value_t = 240)]
     harm: u64,
+    /// Runs at the same time; by default as many as there are processors
+    #[arg(long)]
+    jobs: Option<usize>,
     /// Stop at the first seed that fails
     #[arg(long)]
     fail_fast: bool,
+    /// Put each known bug into the program and demand that some seed finds it
+    #[arg(long)]
+    mutants: bool,
+    /// Only mutants whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// With --seed: the run has this bug in it
+    #[arg(long)]
+    mutant: Option<String>,
 }
 
-/// Lines of the trace shown for a seed that failed in a longer run.
-const TAIL: usize = 25;
+impl Arguments {
+    fn jobs(&self) -> usize {
+        self.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).max(1)
+    }
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(seed) = arguments.seed {
-        let outcome = run::run(seed, arguments.harm);
-        outcome.trace.iter().for_each(|line| println!("{line}"));
-        outcome.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
-        println!("seed {seed}: {} writes acknowledged, {} failures", outcome.acknowledged, outcome.failures.len());
-        return code(outcome.failures.is_empty());
-    }
-    let begin = Instant::now();
-    let (mut failed, mut acknowledged) = (Vec::new(), 0);
-    for seed in arguments.first..arguments.first + arguments.seeds {
-        let outcome = run::run(seed, arguments.harm);
-        acknowledged += outcome.acknowledged;
-        if !outcome.failures.is_empty() {
-            println!("seed {seed} FAILED:");
-            outcome.failures.iter().for_each(|failure| println!("  {failure}"));
-            let from = outcome.trace.len().saturating_sub(TAIL);
-            outcome.trace[from..].iter().for_each(|line| println!("    {line}"));
-            failed.push(seed);
-            if arguments.fail_fast {
-                break;
-            }
-        }
-        let done = seed - arguments.first + 1;
-        if done.is_multiple_of(50) {
-            println!("… {done} seeds, {} failed, {:.0} s", failed.len(), begin.elapsed().as_secs_f64());
-        }
-    }
-    let minutes = begin.elapsed().as_secs_f64() / 60.0;
-    let speed = arguments.seeds as f64 / minutes.max(f64::MIN_POSITIVE);
-    println!("sim: {acknowledged} writes acknowledged, {speed:.0} seeds per minute");
-    if !failed.is_empty() {
-        println!("sim: failing seeds {failed:?}; look at one with: cargo xtask sim --seed {}", failed[0]);
-    }
-    println!("sim: {} passed, {} failed", arguments.seeds as usize - failed.len(), failed.len());
-    code(failed.is_empty())
+    let passed = match (arguments.seed, arguments.mutants) {
+        (Some(seed), _) => one(seed, &arguments),
+        (None, true) => mutants::all(&arguments),
+        (None, false) => batch::all(&arguments),
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn code(passed: bool) -> ExitCode {
-    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// One seed with its whole trace.
+fn one(seed: u64, arguments: &Arguments) -> bool {
+    let mutant = match arguments.mutant.as_deref().map(mutants::named) {
+        Some(None) => {
+            eprintln!("error: --mutant is {:?}: there is no such mutant", arguments.mutant.as_deref().unwrap_or(""));
+            return false;
+        }
+        Some(mutant) => mutant,
+        None => None,
+    };
+    let outcome = run::run(seed, arguments.harm, mutant);
+    outcome.trace.iter().for_each(|line| println!("{line}"));
+    outcome.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
+    println!("seed {seed}: {} writes acknowledged, {} failures", outcome.acknowledged, outcome.failures.len());
+    outcome.failures.is_empty()
 }

@@ -4,8 +4,10 @@
 //! kinds never do). Called by `run`; it never touches data, and at the end makes everything whole.
 
 use crate::cluster::{Cluster, pass};
+use crate::records::Records;
 use fastrand::Rng;
-use meshstor_kernel::sim::FaultRates;
+use meshstor_kernel::facts::Transport;
+use meshstor_kernel::sim::{FaultRates, OpFault};
 use meshstor_memstore::{Fault, Link, Outcome, WatchEnd};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -31,9 +33,20 @@ enum Harm {
     LooksFail,
     Rough,
     DriveHangs,
+    DrivePulled,
+    DriveBreaks,
+    ShutDown,
+    RdmaCut,
+    BothControllersHang,
+    EventsHeld,
+    SlowOps,
+    FailingOps,
+    ObjectGone,
+    SetAbsent,
+    RolledBack,
 }
 
-const ALL: [Harm; 17] = [
+const ALL: [Harm; 28] = [
     Harm::Cut,
     Harm::CutOneWay,
     Harm::Isolate,
@@ -51,6 +64,33 @@ const ALL: [Harm; 17] = [
     Harm::LooksFail,
     Harm::Rough,
     Harm::DriveHangs,
+    Harm::DrivePulled,
+    Harm::DriveBreaks,
+    Harm::ShutDown,
+    Harm::RdmaCut,
+    Harm::BothControllersHang,
+    Harm::EventsHeld,
+    Harm::SlowOps,
+    Harm::FailingOps,
+    Harm::ObjectGone,
+    Harm::SetAbsent,
+    Harm::RolledBack,
+];
+
+/// Operations that hurt when they are late or fail half way: those of drops, fences, returns and ends.
+const TENDER: [&str; 12] = [
+    "drop-member",
+    "disconnect",
+    "abandon",
+    "fence",
+    "remove-export",
+    "export",
+    "write-record",
+    "merge-bitmap",
+    "re-add-member",
+    "add-member",
+    "stop-array",
+    "freeze-writes",
 ];
 
 /// What does harm.
@@ -61,6 +101,8 @@ pub struct Nemesis {
     /// Nodes that are off, frozen or without an agent: one such harm at a time for each.
     down: RefCell<Vec<String>>,
     over: Cell<bool>,
+    /// What was done to objects and has to be put right.
+    records: Records,
     /// What was done, for the trace.
     pub log: RefCell<Vec<String>>,
 }
@@ -73,7 +115,8 @@ impl Nemesis {
             kinds.push(Harm::PowerCut);
         }
         let (rng, down, over, log) = (RefCell::new(rng), RefCell::default(), Cell::new(false), RefCell::default());
-        Rc::new(Nemesis { cluster, rng, kinds, down, over, log })
+        let records = Records::new(cluster.store.clone());
+        Rc::new(Nemesis { cluster, rng, kinds, down, over, records, log })
     }
 
     /// Does harm until told to end.
@@ -81,6 +124,7 @@ impl Nemesis {
         while !self.over.get() {
             let pause = self.between(2.0, 25.0);
             pass(pause).await;
+            self.records.remember();
             if self.over.get() {
                 return;
             }
@@ -97,6 +141,7 @@ impl Nemesis {
         world.set_rates(FaultRates::default());
         world.heal_all();
         self.cluster.store.faults().clear();
+        self.records.put_all_back();
         for client in self.cluster.nodes.iter().map(String::as_str).chain(["c1", "c2"]) {
             self.cluster.api_link(client, Link::Up);
             self.cluster.store.faults().set_latency(client, Duration::ZERO, Duration::ZERO);
@@ -104,6 +149,8 @@ impl Nemesis {
         for node in &self.cluster.nodes {
             world.thaw(node);
             world.drive_hang(node, &drive(node), false);
+            world.drive_break(node, &drive(node), false);
+            world.drive_insert(node, &drive(node));
             if !world.is_up(node) {
                 world.power_on(node);
             }
@@ -164,22 +211,86 @@ impl Nemesis {
                 return world.set_rates(FaultRates::default());
             }
             Harm::DriveHangs => world.drive_hang(&node, &drive(&node), true),
-            Harm::PowerCut | Harm::Freeze | Harm::KillAgent => return self.down(kind, &node, time).await,
-            Harm::Cut | Harm::CutOneWay => return,
+            Harm::DrivePulled => world.drive_pull(&node, &drive(&node)),
+            Harm::DriveBreaks => world.drive_break(&node, &drive(&node), true),
+            Harm::RdmaCut if node != other => world.cut_transport(&node, &other, Transport::Rdma),
+            Harm::BothControllersHang => ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Hang)),
+            Harm::EventsHeld => faults.hold_events(&node, true),
+            Harm::SlowOps | Harm::FailingOps => return self.hurt_operations(kind, &node),
+            Harm::ObjectGone | Harm::SetAbsent | Harm::RolledBack => return self.hurt_record(kind, time).await,
+            Harm::PowerCut | Harm::ShutDown | Harm::Freeze | Harm::KillAgent => {
+                return self.down(kind, &node, time).await;
+            }
+            Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => return,
         }
         pass(time).await;
         if self.over.get() {
             return;
         }
         match kind {
-            Harm::Cut | Harm::CutOneWay => world.heal(&node, &other),
+            Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => world.heal(&node, &other),
             Harm::Isolate => self.cluster.nodes.iter().filter(|n| **n != node).for_each(|n| world.heal(&node, n)),
             Harm::ApiHangs | Harm::ApiRefuses => self.cluster.api_link(&node, Link::Up),
             Harm::ControllerHangs => self.cluster.api_link("c1", Link::Up),
+            Harm::BothControllersHang => ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Up)),
+            Harm::EventsHeld => faults.hold_events(&node, false),
             Harm::DriveHangs => world.drive_hang(&node, &drive(&node), false),
+            Harm::DrivePulled => world.drive_insert(&node, &drive(&node)),
+            Harm::DriveBreaks => world.drive_break(&node, &drive(&node), false),
             _ => {}
         }
         self.say(format!("{kind:?} {node} {other} is over"));
+    }
+
+    /// Operations to come are late, or fail: done, half done or not at all.
+    fn hurt_operations(&self, kind: Harm, node: &str) {
+        for _ in 0..3 {
+            let op = TENDER[self.rng.borrow_mut().usize(..TENDER.len())];
+            let choice = self.rng.borrow_mut().usize(..3);
+            let fault = match (kind, choice) {
+                (Harm::SlowOps, _) => OpFault::Slow(Duration::from_secs_f64(self.between(1.0, 25.0))),
+                (_, 0) => OpFault::Before,
+                (_, 1) => OpFault::After,
+                _ => OpFault::Half,
+            };
+            self.cluster.world.fail_next(node, op, fault);
+        }
+    }
+
+    /// Objects vanish, lose their in-sync set, or go back in time, until somebody puts them right.
+    async fn hurt_record(&self, kind: Harm, time: f64) {
+        let time = time.min(20.0);
+        let choice = self.rng.borrow_mut().usize(..1 << 16);
+        let done = match kind {
+            Harm::ObjectGone => self.records.remove(choice),
+            Harm::SetAbsent => self.records.strip(choice),
+            // With a node away nobody might know of the lost future: that cannot be detected (F16).
+            _ if !self.down.borrow().is_empty() => None,
+            _ => {
+                // Whoever restores etcd starts the API server's clients at their own pace: nodes before controllers.
+                self.down.borrow_mut().extend(self.cluster.nodes.iter().cloned());
+                let done = self.records.roll_back(choice);
+                ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Hang));
+                pass(5.0).await;
+                ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Up));
+                done
+            }
+        };
+        let Some(what) = done else {
+            if kind == Harm::RolledBack {
+                self.down.borrow_mut().retain(|node| !self.cluster.nodes.contains(node));
+            }
+            return;
+        };
+        self.say(format!("{kind:?}: {what}"));
+        pass(time).await;
+        if !self.over.get() {
+            self.records.put_back(&what);
+            self.say(format!("{kind:?}: {what} is put right"));
+        }
+        if kind == Harm::RolledBack {
+            self.down.borrow_mut().clear();
+        }
     }
 
     /// Harm to a whole machine or its agent.
@@ -197,6 +308,13 @@ impl Nemesis {
                 }
                 world.power_cut(node);
             }
+            Harm::ShutDown => {
+                self.cluster.kill_agent(node).await;
+                if self.over.get() {
+                    return self.cluster.start_agent(node);
+                }
+                world.shut_down(node);
+            }
             Harm::Freeze => {
                 world.freeze(node);
                 self.cluster.api_link(node, Link::Hang);
@@ -206,7 +324,11 @@ impl Nemesis {
         pass(time).await;
         if !self.over.get() {
             match kind {
-                Harm::PowerCut => world.power_on(node),
+                Harm::PowerCut | Harm::ShutDown => {
+                    // A shutdown of less than its own time is a power cut in its last second.
+                    world.power_cut(node);
+                    world.power_on(node);
+                }
                 Harm::Freeze => {
                     world.thaw(node);
                     self.cluster.api_link(node, Link::Up);

@@ -5,6 +5,7 @@ use crate::nemesis::Nemesis;
 use crate::oracle;
 use crate::workload::Life;
 use fastrand::Rng;
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::sim::Config;
 use std::rc::Rc;
 
@@ -25,8 +26,11 @@ pub struct Outcome {
     pub acknowledged: usize,
 }
 
-/// Runs a seed on a paused clock.
-pub fn run(seed: u64, harm: u64) -> Outcome {
+/// Runs a seed on a paused clock, with a bug or without.
+pub fn run(seed: u64, harm: u64, bug: Option<Mutant>) -> Outcome {
+    mutant::set(bug);
+    // Libraries below us draw from the thread's generator: back-offs must be the seed's as well.
+    fastrand::seed(seed);
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         match builder.enable_all().start_paused(true).build() {
@@ -38,7 +42,9 @@ pub fn run(seed: u64, harm: u64) -> Outcome {
             }
         }
     };
-    actix::System::with_tokio_rt(runtime).block_on(one(seed, harm))
+    let outcome = actix::System::with_tokio_rt(runtime).block_on(one(seed, harm));
+    mutant::set(None);
+    outcome
 }
 
 async fn one(seed: u64, harm: u64) -> Outcome {
@@ -66,6 +72,7 @@ async fn one(seed: u64, harm: u64) -> Outcome {
         let _ended = tokio::time::timeout(std::time::Duration::from_secs(700), task).await;
     }
     let mut failures = settle(&cluster, &lives).await;
+    lives.iter().for_each(|life| failures.extend(life.broken.borrow().iter().cloned()));
     failures.extend(oracle::laws(&cluster));
     let mut trace = cluster.world.trace();
     trace.extend(nemesis.log.borrow().iter().cloned());

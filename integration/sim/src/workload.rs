@@ -14,7 +14,7 @@ use meshstor_csi::proto::volume_capability::{AccessMode, AccessType, MountVolume
 use meshstor_csi::proto::*;
 use meshstor_kernel::id::VolumeId;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,6 +23,8 @@ use tonic::{Request, Status};
 const GIB: i64 = 1 << 30;
 /// Blocks that writers use: few, so that writes meet.
 const BLOCKS: u64 = 12;
+/// When the caller of ControllerUnpublishVolume tries another controller.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest a CSI call is held, as the sidecars' timeouts are pinned.
 const HELD: Duration = Duration::from_secs(60);
 
@@ -50,10 +52,15 @@ pub struct Life {
     /// Nodes that may still have it staged.
     staged: RefCell<Vec<String>>,
     session: Cell<u64>,
+    epoch: Cell<u64>,
     next_tag: Cell<u64>,
     calming: Cell<bool>,
     /// The last answer that was not yes.
     last: RefCell<String>,
+    /// What the volume did that it must never do.
+    pub broken: RefCell<Vec<String>>,
+    /// Blocks with a write of this session that was never answered: both answers are right until the next takeover.
+    unanswered: RefCell<BTreeSet<u64>>,
     /// Every write by its content.
     pub asked: RefCell<BTreeMap<u64, Asked>>,
 }
@@ -71,9 +78,12 @@ impl Life {
             at: RefCell::default(),
             staged: RefCell::default(),
             session: Cell::new(0),
+            epoch: Cell::new(0),
             next_tag: Cell::new(1000 * number as u64 + 1),
             calming: Cell::new(false),
             last: RefCell::default(),
+            broken: RefCell::default(),
+            unanswered: RefCell::default(),
             asked: RefCell::default(),
         })
     }
@@ -99,6 +109,9 @@ impl Life {
             if !self.bring_up(&node, 120.0).await {
                 self.leave(false).await;
                 continue;
+            }
+            if self.below(8) == 0 {
+                self.try_elsewhere(&node).await;
             }
             let until = Instant::now() + Duration::from_secs(5 + self.below(40) as u64);
             self.write_until(&node, until).await;
@@ -187,7 +200,18 @@ impl Life {
                 refused => refused,
             };
             match up {
-                Ok(()) => return true,
+                Ok(()) => {
+                    self.settled();
+                    return true;
+                }
+                // Attached to a node that nobody knows of any more: the attach controller detaches it.
+                Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+                    self.last.replace(format!("bring up on {node}: {status}"));
+                    if let Some(other) = self.recorded().and_then(|v| v.spec.attachment.consumer).filter(|n| n != node)
+                    {
+                        self.unpublish_once(&other).await;
+                    }
+                }
                 Err(status) => drop(self.last.replace(format!("bring up on {node}: {status}"))),
             }
             pass(1.0).await;
@@ -195,19 +219,49 @@ impl Life {
         false
     }
 
-    async fn publish(&self, node: &str) -> Result<(), Status> {
-        let request = ControllerPublishVolumeRequest {
+    /// A call for another node while this one has the volume: must be refused, whatever goes on.
+    async fn try_elsewhere(&self, node: &str) {
+        let other = self.node();
+        if other == node || self.at.borrow().as_deref() != Some(node) {
+            return;
+        }
+        let request = self.publication(&other);
+        if self.cluster.controller(self.below(2)).controller_publish_volume(held(request)).await.is_ok() {
+            let line = format!("{} was published to {other} while {node} had it", self.name);
+            self.broken.borrow_mut().push(line);
+        }
+    }
+
+    fn publication(&self, node: &str) -> ControllerPublishVolumeRequest {
+        ControllerPublishVolumeRequest {
             volume_id: self.name.clone(),
             node_id: node.into(),
             volume_capability: Some(capability()),
             ..Default::default()
-        };
+        }
+    }
+
+    /// The volume as recorded now.
+    fn recorded(&self) -> Option<MeshStorVolume> {
+        self.cluster.store.get("meshstorvolumes", "", &self.name).and_then(|object| serde_json_volume(&object))
+    }
+
+    /// Staged: in a new epoch nothing of the old one is in flight any more.
+    fn settled(&self) {
+        let epoch = self.recorded().map_or(0, |volume| volume.spec.attachment.epoch);
+        if self.epoch.replace(epoch) != epoch {
+            self.unanswered.borrow_mut().clear();
+        }
+    }
+
+    async fn publish(&self, node: &str) -> Result<(), Status> {
         let new = self.at.borrow().as_deref() != Some(node);
         if new {
             // Attached from here on, whatever the answer: the call may have happened.
             self.at.replace(Some(node.into()));
             self.session.set(self.session.get() + 1);
         }
+        let request = self.publication(node);
         self.cluster.controller(self.below(2)).controller_publish_volume(held(request)).await.map(|_| ())
     }
 
@@ -243,17 +297,21 @@ impl Life {
             self.unstage(&node).await;
         }
         for _ in 0..600 {
-            let request = ControllerUnpublishVolumeRequest {
-                volume_id: self.name.clone(),
-                node_id: node.clone(),
-                ..Default::default()
-            };
-            if self.cluster.controller(self.below(2)).controller_unpublish_volume(held(request)).await.is_ok() {
+            if self.unpublish_once(&node).await {
                 self.at.replace(None);
                 return;
             }
             pass(1.0).await;
         }
+    }
+
+    /// One ControllerUnpublishVolume. It goes on when its caller has lost patience, as one behind a slow API server does (F19).
+    async fn unpublish_once(&self, node: &str) -> bool {
+        let (volume_id, node_id) = (self.name.clone(), node.to_string());
+        let request = ControllerUnpublishVolumeRequest { volume_id, node_id, ..Default::default() };
+        let service = self.cluster.controller(self.below(2)).clone();
+        let call = actix::spawn(async move { service.controller_unpublish_volume(held(request)).await.is_ok() });
+        matches!(tokio::time::timeout(PATIENCE, call).await, Ok(Ok(true)))
     }
 
     /// What kubelet does on nodes that the volume has left.
@@ -289,6 +347,11 @@ impl Life {
                 // An error: kubelet would restart the pod, which stages again.
                 return;
             }
+            if self.below(4) == 0
+                && !matches!(tokio::time::timeout_at(until, self.read_twice(node, id)).await, Ok(true))
+            {
+                return;
+            }
             pass(0.05 + self.below(100) as f64 / 200.0).await;
         }
     }
@@ -296,9 +359,61 @@ impl Life {
     async fn write_one(&self, node: &str, id: VolumeId) -> Result<(), meshstor_kernel::sim::IoError> {
         let tag = self.next_tag.get();
         self.next_tag.set(tag + 10_000);
-        let block = self.below(BLOCKS as usize) as u64 * 700;
+        let Some(block) = self.block() else { return Ok(()) };
         self.asked.borrow_mut().insert(tag, Asked { block, session: self.session.get() });
-        self.cluster.world.write(node, id, block, tag).await
+        self.unanswered.borrow_mut().insert(block);
+        let written = self.cluster.world.write(node, id, block, tag).await;
+        if written.is_ok() {
+            self.unanswered.borrow_mut().remove(&block);
+        }
+        written
+    }
+
+    /// The history of a block since a content, for a failure's line.
+    pub fn told(&self, id: VolumeId, block: u64, since: u64) -> String {
+        let history = self.cluster.world.history();
+        let writes = history.iter().filter(|w| w.volume == id && w.block == block && w.tag >= since);
+        let word = |w: &meshstor_kernel::sim::WriteRecord| {
+            let answered =
+                w.acknowledged.map_or("never answered".into(), |at| format!("answered {:.3}", at.as_secs_f64()));
+            format!("{} on {} at {:.3} {answered}", w.tag, w.node, w.asked.as_secs_f64())
+        };
+        writes.map(word).collect::<Vec<_>>().join(", ")
+    }
+
+    /// A block with no write in flight: two at once to the same place may land in either order, and no application does that.
+    fn block(&self) -> Option<u64> {
+        let free = |block: &u64| !self.unanswered.borrow().contains(block);
+        let blocks: Vec<u64> = (0..BLOCKS).map(|n| n * 700).filter(free).collect();
+        (!blocks.is_empty()).then(|| blocks[self.below(blocks.len())])
+    }
+
+    /// Reads a block twice. Nobody else writes: the answers must be equal, and not older than what was acknowledged.
+    /// Answers whether the volume could be read.
+    async fn read_twice(&self, node: &str, id: VolumeId) -> bool {
+        let block = self.below(BLOCKS as usize) as u64 * 700;
+        let world = &self.cluster.world;
+        let Ok(one) = world.read(node, id, block).await else { return false };
+        pass(0.01).await;
+        let Ok(other) = world.read(node, id, block).await else { return false };
+        if self.unanswered.borrow().contains(&block) {
+            return true;
+        }
+        let mut broken = self.broken.borrow_mut();
+        if one != other {
+            broken.push(format!("{} on {node}: block {block} read {one}, then {other}", self.name));
+        }
+        // Contents rise with time: an older one is a lost write.
+        let last = world.acknowledged(id).get(&block).copied().unwrap_or(0);
+        if other < last {
+            let at = world.now().as_secs_f64();
+            let told = self.told(id, block, last.min(other));
+            broken.push(format!(
+                "{} on {node} at {at:.3}: block {block} read {other}, acknowledged was {last}; {told}",
+                self.name
+            ));
+        }
+        true
     }
 }
 

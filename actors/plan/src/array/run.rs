@@ -4,12 +4,18 @@
 use super::*;
 use crate::record::{Change, DepartureRecord};
 use meshstor_kernel::facts::{OtherCopyInSync, Superblock};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 
 /// The record cannot be read or does not exist: whatever runs goes on. A member that MD failed by itself freezes the
 /// volume's writes until the loss can be recorded (P6).
 pub(super) fn unrecorded(volume: VolumeId, look: &ArrayLook, reason: Reason) -> Plan<ArrayReport> {
     let Some(array) = &look.array else { return Plan::rest(report(look, Some(reason))) };
+    if mutant::on(Mutant::DropBeforeRecord)
+        && let Some(step) = drop_stuck(volume, array, look)
+    {
+        return step;
+    }
     if array.members.values().any(|m| m.flags.contains("faulty"))
         && let Some((component, _)) = array.members.iter().find(|(_, m)| m.in_sync())
         && !frozen(array)
@@ -48,7 +54,7 @@ fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
         return Some(Plan::rest(in_use(look, Some(Reason::LastCopyFrozen { replica: gone }))));
     };
     let reason = Some(Reason::Degraded { missing: [gone].into() });
-    if !frozen(array) {
+    if !frozen(array) && !mutant::on(Mutant::DropBeforeRecord) {
         let op = Op::FreezeWrites { volume: record.volume, component, frozen: true };
         return Some(Plan::step(op, in_use(look, reason)));
     }
@@ -77,10 +83,11 @@ fn thaw(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
 fn unrecorded_member(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let set = in_sync(record);
     let (key, member) = members(array, look).find(|(k, m)| {
-        !set.contains(&k.replica.replica) && (m.in_sync() || departed(record, k)) && !m.flags.contains("faulty")
+        let done = m.in_sync() || departed(record, k) || mutant::on(Mutant::GrowBeforeProof);
+        !set.contains(&k.replica.replica) && done && !m.flags.contains("faulty")
     })?;
     let candidate = look.candidates.get(key)?;
-    if departed(record, key) {
+    if departed(record, key) && !(mutant::on(Mutant::DropCalledOff) && answers(key, look)) {
         let survivor = active(array, look).into_iter().find(|(r, k)| set.contains(r) && answers(k, look))?.1;
         let survivor_component = &look.candidates.get(survivor)?.component;
         let evidence =
@@ -97,7 +104,7 @@ fn unrecorded_member(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook)
     let own = superblock(look, key);
     let proven = own.is_some_and(|s| {
         s.active_slot().map(u32::from) == member.slot && newest.is_some_and(|events| s.events >= events)
-    });
+    }) || mutant::on(Mutant::GrowBeforeProof);
     let reason = Some(Reason::Degraded { missing: [key.replica.replica].into() });
     Some(match proven {
         true => Plan::step(change(record, Change::Grow { replica: key.replica.replica }), in_use(look, reason)),
@@ -132,10 +139,23 @@ fn unreachable(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Ru
         UNREACHABLE.saturating_sub(connection.down_for).min(STALLED.saturating_sub(connection.stalled_for).max(SOON));
     let due = connection.down_for >= UNREACHABLE || connection.stalled_for >= STALLED;
     let reason = Some(Reason::AwaitingConnection { replicas: [replica].into() });
+    if due && mutant::on(Mutant::DropBeforeRecord) {
+        return drop_stuck(record.volume, array, look);
+    }
     Some(match due {
         true => Plan::step(change(record, shrink(record, replica, look)), in_use(look, reason)),
         false => Plan::look_in(in_use(look, reason), patience.max(Duration::from_millis(50))),
     })
+}
+
+/// Drops a member that has been gone for its time, record or not: what [`Mutant::DropBeforeRecord`] does.
+fn drop_stuck(volume: VolumeId, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let gone = |key: &ExportKey| look.connections.get(key).is_some_and(|c| !c.live() || c.down_for >= UNREACHABLE);
+    let key = members(array, look).find(|(k, m)| m.in_sync() && gone(k))?.0;
+    let survivor = active(array, look).into_values().find(|k| *k != key && answers(k, look))?;
+    let (lost, stays) = (&look.candidates.get(key)?.component, &look.candidates.get(survivor)?.component);
+    let evidence = OtherCopyInSync::prove(array, lost, stays, true)?;
+    Some(Plan::step(Op::DropMember { key: *key, volume, evidence }, in_use(look, None)))
 }
 
 /// A failed device that the record no longer has: free its slot.
@@ -148,7 +168,7 @@ fn discard_faulty(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) ->
 /// Reads stay local: remote members are write-mostly, but only while no resync is pending (F17) and a local member exists.
 fn write_mostly(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let has_local = active(array, look).values().any(|k| look.candidates.get(*k).is_some_and(|c| c.local));
-    let settled = array.resync_done && array.sync_action != "resync";
+    let settled = (array.resync_done && array.sync_action != "resync") || mutant::on(Mutant::WriteMostlyDuringResync);
     look.candidates.values().find_map(|c| {
         // One that is still being copied to keeps what it came with.
         let member = array.members.get(&c.component).filter(|member| member.in_sync() || !settled)?;
@@ -193,7 +213,10 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
     // Every dirty chunk of the returning copy is merged and resynced first, whatever the survivors' bitmap shows (F1).
     // Until the re-add the array stays degraded, and a degraded array keeps the chunks marked (md-bitmap.c,
     // `md_bitmap_start_sync`: NEEDED goes only when no member is missing).
-    let missing: BTreeSet<u64> = own.difference(&look.merged).copied().collect();
+    let mut missing: BTreeSet<u64> = own.difference(&look.merged).copied().collect();
+    if mutant::on(Mutant::ReAddWithoutMerge) {
+        missing.clear();
+    }
     Some(match missing.is_empty() {
         true => Plan::step(Op::ReAddMember { volume, device }, in_use(look, reason())),
         false => Plan::step(Op::MergeBitmap { volume, chunks: missing }, in_use(look, reason())),

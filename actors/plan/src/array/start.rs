@@ -3,11 +3,12 @@
 use super::*;
 use crate::record::{Change, DepartureRecord, FormatRecord};
 use meshstor_kernel::facts::{BlankData, Superblock};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 
 /// No array yet. Waits for the in-sync copies, then creates (first time) or assembles.
 pub(super) fn begin(record: &VolumeRecord, look: &ArrayLook) -> Plan<ArrayReport> {
-    let in_sync = record.in_sync.clone().unwrap_or_default();
+    let in_sync = trusted(record);
     let here: BTreeMap<ReplicaId, (&ExportKey, &Candidate)> = in_sync
         .iter()
         .filter_map(|r| {
@@ -24,6 +25,14 @@ pub(super) fn begin(record: &VolumeRecord, look: &ArrayLook) -> Plan<ArrayReport
         return Plan::look_in(report(look, Some(awaited(record, absent))), SOON);
     }
     if first_time { create(record, &here, look) } else { assemble(record, &here, look) }
+}
+
+/// The copies that a start may use: the recorded set.
+fn trusted(record: &VolumeRecord) -> BTreeSet<ReplicaId> {
+    match mutant::on(Mutant::TrustStaleCopy) && record.activated_epoch > 0 {
+        true => record.replicas.keys().copied().collect(),
+        false => record.in_sync.clone().unwrap_or_default(),
+    }
 }
 
 /// Whether the volume never had an array that was used.
@@ -92,8 +101,11 @@ pub(super) fn activate(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLoo
         return Plan::step(Op::StopArray { volume: record.volume }, report(look, Some(Reason::Releasing)));
     }
     let now: BTreeMap<ReplicaId, &ExportKey> = active(array, look);
-    let in_sync = record.in_sync.clone().unwrap_or_default();
-    let set: BTreeSet<ReplicaId> = now.keys().copied().collect();
+    let in_sync = trusted(record);
+    let set: BTreeSet<ReplicaId> = match mutant::on(Mutant::ActivateOldSet) {
+        true => in_sync.clone(),
+        false => now.keys().copied().collect(),
+    };
     if set.is_empty() || !set.is_subset(&in_sync) {
         return Plan::step(Op::StopArray { volume: record.volume }, report(look, Some(Reason::Releasing)));
     }
@@ -117,7 +129,8 @@ pub(super) fn open(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
     }
     // The flag comes along in the superblocks. While a resync is pending it changes which member is read (F17).
     let flagged = || array.members.iter().find(|(_, m)| m.flags.contains("write_mostly"));
-    if let (false, Some((component, _))) = (array.resync_done, flagged()) {
+    let wait = !array.resync_done && !mutant::on(Mutant::WriteMostlyDuringResync);
+    if let (true, Some((component, _))) = (wait, flagged()) {
         let op = Op::SetWriteMostly { volume, component: component.clone(), on: false };
         return Plan::step(op, report(look, None));
     }
@@ -126,7 +139,8 @@ pub(super) fn open(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
         .filter_map(|k| Some(&look.candidates.get(*k)?.probe.as_ref()?.superblock.as_ref()?.bitmap.as_ref()?.dirty))
         .collect();
     let union: BTreeSet<u64> = bitmaps.iter().flat_map(|b| b.iter()).copied().collect();
-    if array.sync_action == "frozen" && array.has_bitmap && bitmaps.iter().any(|b| **b != union) {
+    let united = bitmaps.iter().all(|b| **b == union) || mutant::on(Mutant::UnionSkipped);
+    if array.sync_action == "frozen" && array.has_bitmap && !united {
         return Plan::step(Op::MergeBitmap { volume, chunks: union }, report(look, None));
     }
     Plan::step(Op::ReleaseSync { volume }, report(look, None))

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::record::Change;
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 
 /// Nobody wants it staged: stop it when nothing uses it, delete the connections, say so in the record. Works from
@@ -10,7 +11,9 @@ pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
     let releasing = || report(look, Some(Reason::Releasing));
     if let Some(array) = &look.array {
         // Unstaged after the volume went elsewhere (forced detach): an orderly unmount would wait for fenced copies.
+        // A record older than the array deposes nobody: it went back in time (F16).
         if let RecordLook::Fresh(record) = &look.record
+            && newest_epoch(look).is_none_or(|epoch| epoch <= record.epoch)
             && (record.consumer.as_ref() != Some(&look.me) || members(array, look).any(|(k, _)| k.epoch < record.epoch))
         {
             return depose(volume, record.epoch, array, look);
@@ -40,7 +43,8 @@ pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
 /// success on the local copy, then delete the controllers, unmount lazily, stop the array. The data are kept.
 pub(super) fn depose(volume: VolumeId, epoch: Epoch, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
     let status = report(look, Some(Reason::Deposed { epoch }));
-    if !look.live_mounts.is_empty() {
+    let connected = look.connections.keys().any(|key| key.epoch < epoch);
+    if !look.live_mounts.is_empty() && !(mutant::on(Mutant::ReleaseBeforeShutdown) && connected) {
         return Plan::step(Op::ShutdownFilesystem { volume }, status);
     }
     // Kernel holders (dm, loop) cannot be killed: stay frozen and say so.

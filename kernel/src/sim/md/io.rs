@@ -179,7 +179,9 @@ impl State {
         let (array, is_read) = (io.array, matches!(io.ask, Ask::Read { .. }));
         match answer {
             Answer::Done(tag) => {
-                io.good_legs += 1;
+                // A member that is being rebuilt does not make a write good (raid1_end_write_request: R1BIO_Uptodate).
+                let member = self.arrays.get(&array).and_then(|a| a.members.get(&name));
+                io.good_legs += u32::from(is_read || member.is_some_and(super::Member::good));
                 io.read = tag;
             }
             Answer::Failed => {

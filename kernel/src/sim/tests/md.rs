@@ -2,6 +2,7 @@
 
 use super::lab::*;
 use crate::ops::*;
+use crate::sim::IoError;
 use std::collections::BTreeSet;
 use std::pin::pin;
 
@@ -102,6 +103,20 @@ async fn a_full_recovery_copies_everything_and_shows_its_progress() {
     lab.assert_sound(&["a", "b", "c"]);
     let copies = lab.world.copies(lab.volume);
     assert_eq!(copies[&lab.replica("c").replica].superblock.clone().unwrap().active_slot(), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_being_rebuilt_does_not_make_a_write_good() {
+    let lab = Lab::new().await;
+    lab.mounted().await;
+    lab.write("a", 1000, 1).await;
+    lab.yes("a", Op::SetRaidDisks { volume: lab.volume, count: 3 }).await;
+    lab.partition("c").await;
+    let device = lab.import("c", "a", lab.export_key("c", 1, 3)).await;
+    lab.yes("a", Op::AddMember { volume: lab.volume, device }).await;
+    lab.world.drive_break("a", &lab.drive("a"), true);
+    lab.world.drive_break("b", &lab.drive("b"), true);
+    assert_eq!(lab.world.write("a", lab.volume, 1000, 2).await, Err(IoError::Eio));
 }
 
 #[tokio::test(start_paused = true)]

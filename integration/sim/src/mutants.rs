@@ -1,0 +1,68 @@
+//! The mutants: each known bug is put into the program alone, and seeds run until one fails. A mutant that no seed finds
+//! means that the oracle is blind, or that the bug cannot do harm: either has to be understood.
+//!
+//! Called by `main` for `cargo xtask mutants`. A run counts as caught by what the oracle says at its end, as for the
+//! program without a bug; nothing here knows how a bug shows.
+
+use crate::Arguments;
+use crate::batch::each;
+use crate::run::run;
+use meshstor_kernel::mutant::Mutant;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// The mutant of this name.
+pub fn named(name: &str) -> Option<Mutant> {
+    Mutant::ALL.into_iter().find(|mutant| mutant.name() == name)
+}
+
+/// Runs all of them that are asked for; answers whether each was caught.
+pub fn all(arguments: &Arguments) -> bool {
+    let chosen: Vec<Mutant> = Mutant::ALL.into_iter().filter(|m| m.name().contains(&arguments.only)).collect();
+    let (mut caught, mut missed) = (0, Vec::new());
+    for mutant in chosen {
+        match hunt(mutant, arguments) {
+            true => caught += 1,
+            false => missed.push(mutant.name()),
+        }
+    }
+    if !missed.is_empty() {
+        println!("mutants: nobody saw {}", missed.join(", "));
+    }
+    println!("mutants: {caught} passed, {} failed", missed.len());
+    missed.is_empty()
+}
+
+/// Runs seeds with the bug until one fails.
+fn hunt(mutant: Mutant, arguments: &Arguments) -> bool {
+    let begin = Instant::now();
+    let seeds: Vec<u64> = (arguments.first..arguments.first + arguments.seeds).collect();
+    let (mut runs, mut found) = (0, Vec::new());
+    each(
+        &seeds,
+        arguments.jobs(),
+        |index, stop| {
+            let outcome = run(seeds[index], arguments.harm, Some(mutant));
+            if !outcome.failures.is_empty() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            outcome
+        },
+        |index, outcome| {
+            runs += 1;
+            found.extend(outcome.failures.first().map(|failure| (seeds[index], failure.clone())));
+        },
+    );
+    let seconds = begin.elapsed().as_secs_f64();
+    match found.first() {
+        Some((seed, failure)) => {
+            println!(
+                "{}: caught by {} of {runs} seeds, seed {seed}: {failure} ({seconds:.0} s)",
+                mutant.name(),
+                found.len()
+            );
+        }
+        None => println!("{}: NOT CAUGHT in {runs} seeds ({seconds:.0} s)", mutant.name()),
+    }
+    !found.is_empty()
+}
