@@ -520,6 +520,17 @@ fn a_record_in_doubt_starts_nothing_and_stops_nothing() {
 }
 
 #[test]
+fn a_record_that_went_back_in_time_deposes_nobody() {
+    let mut at = At::healthy();
+    at.record().epoch = EPOCH - 1;
+    at.record().consumer = Some(NodeName("another".into()));
+    assert_eq!((at.name(), at.reason()), ("rest", "EpochRegressed"));
+    at.array().mounts.insert("/pod".into());
+    at.0.live_mounts.insert("/pod".into());
+    assert_eq!(unstaged(&at), "rest", "an unstage ends in good order, not as a deposition");
+}
+
+#[test]
 fn a_missing_object_is_served_on() {
     let mut at = At::healthy();
     at.0.record = RecordLook::Missing;

@@ -57,6 +57,24 @@ fn a_volume_is_staged_published_written_and_let_go() {
 }
 
 #[test]
+fn a_local_drive_that_breaks_is_taken_out_of_the_record() {
+    paused(async {
+        let (rig, epoch) = Rig::staged(&["a", "b"]).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        rig.world.write("a", rig.volume, 5000, 1).await.unwrap();
+        rig.world.drive_break("a", &rig.drives["a"], true);
+        rig.world.write("a", rig.volume, 5000, 2).await.unwrap();
+        rig.until("taken out", 20.0, async || {
+            rig.stored().await.status.unwrap().in_sync == Some(vec![ReplicaId(1).to_string()])
+        })
+        .await;
+        rig.world.write("a", rig.volume, 5000, 3).await.unwrap();
+        let frozen = rig.ops("a").iter().any(|op| op.contains("freeze-writes"));
+        assert!(frozen, "writes went on before the loss was recorded: {:#?}", rig.world.trace());
+    });
+}
+
+#[test]
 fn a_restarted_agent_changes_nothing() {
     paused(async {
         let (mut rig, epoch) = Rig::staged(&["a", "b"]).await;

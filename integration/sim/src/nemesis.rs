@@ -19,6 +19,7 @@ enum Harm {
     Cut,
     CutOneWay,
     Isolate,
+    CutOff,
     ApiHangs,
     ApiRefuses,
     ControllerHangs,
@@ -46,10 +47,11 @@ enum Harm {
     RolledBack,
 }
 
-const ALL: [Harm; 28] = [
+const ALL: [Harm; 29] = [
     Harm::Cut,
     Harm::CutOneWay,
     Harm::Isolate,
+    Harm::CutOff,
     Harm::ApiHangs,
     Harm::ApiRefuses,
     Harm::ControllerHangs,
@@ -98,6 +100,7 @@ pub struct Nemesis {
     cluster: Rc<Cluster>,
     rng: RefCell<Rng>,
     kinds: Vec<Harm>,
+    few: bool,
     /// Nodes that are off, frozen or without an agent: one such harm at a time for each.
     down: RefCell<Vec<String>>,
     over: Cell<bool>,
@@ -110,19 +113,22 @@ pub struct Nemesis {
 impl Nemesis {
     /// One that knows a part of all harm, by the seed.
     pub fn new(cluster: Rc<Cluster>, mut rng: Rng) -> Rc<Nemesis> {
-        let mut kinds: Vec<Harm> = ALL.into_iter().filter(|_| rng.bool()).collect();
+        // Half of the runs know a few kinds only and do them often: that is how two of them meet.
+        let few = rng.bool();
+        let mut kinds: Vec<Harm> =
+            ALL.into_iter().filter(|_| if few { rng.usize(..7) == 0 } else { rng.bool() }).collect();
         if kinds.is_empty() {
             kinds.push(Harm::PowerCut);
         }
         let (rng, down, over, log) = (RefCell::new(rng), RefCell::default(), Cell::new(false), RefCell::default());
         let records = Records::new(cluster.store.clone());
-        Rc::new(Nemesis { cluster, rng, kinds, down, over, records, log })
+        Rc::new(Nemesis { cluster, rng, kinds, few, down, over, records, log })
     }
 
     /// Does harm until told to end.
     pub async fn rage(self: Rc<Self>) {
         while !self.over.get() {
-            let pause = self.between(2.0, 25.0);
+            let pause = if self.few { self.between(1.0, 9.0) } else { self.between(2.0, 25.0) };
             pass(pause).await;
             self.records.remember();
             if self.over.get() {
@@ -163,8 +169,13 @@ impl Nemesis {
         low + self.rng.borrow_mut().f64() * (high - low)
     }
 
+    /// A node: every other time one that has a volume attached, where most can go wrong.
     fn pick(&self) -> String {
         let nodes = &self.cluster.nodes;
+        let consumers = self.records.consumers();
+        if !consumers.is_empty() && self.rng.borrow_mut().bool() {
+            return consumers[self.rng.borrow_mut().usize(..consumers.len())].clone();
+        }
         nodes[self.rng.borrow_mut().usize(..nodes.len())].clone()
     }
 
@@ -186,6 +197,10 @@ impl Nemesis {
             Harm::Cut if node != other => world.cut(&node, &other),
             Harm::CutOneWay if node != other => world.cut_one_way(&node, &other),
             Harm::Isolate => world.isolate(&node),
+            Harm::CutOff => {
+                world.isolate(&node);
+                self.cluster.api_link(&node, Link::Hang);
+            }
             Harm::ApiHangs => self.cluster.api_link(&node, Link::Hang),
             Harm::ApiRefuses => self.cluster.api_link(&node, Link::Refuse),
             Harm::ControllerHangs => self.cluster.api_link("c1", Link::Hang),
@@ -229,6 +244,10 @@ impl Nemesis {
         }
         match kind {
             Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => world.heal(&node, &other),
+            Harm::CutOff => {
+                self.cluster.nodes.iter().filter(|n| **n != node).for_each(|n| world.heal(&node, n));
+                self.cluster.api_link(&node, Link::Up);
+            }
             Harm::Isolate => self.cluster.nodes.iter().filter(|n| **n != node).for_each(|n| world.heal(&node, n)),
             Harm::ApiHangs | Harm::ApiRefuses => self.cluster.api_link(&node, Link::Up),
             Harm::ControllerHangs => self.cluster.api_link("c1", Link::Up),

@@ -114,6 +114,12 @@ impl Records {
         names.iter().for_each(|name| self.put_back(name));
     }
 
+    /// Nodes that have a volume attached, one mention for each volume.
+    pub fn consumers(&self) -> Vec<String> {
+        let objects = self.store.list(VOLUMES);
+        objects.iter().filter_map(|o| o["spec"]["attachment"]["consumer"].as_str().map(str::to_string)).collect()
+    }
+
     fn owe(&self, name: &str, objects: BTreeMap<Named, Arc<Value>>) {
         self.owed.borrow_mut().insert(name.into(), objects);
     }

@@ -29,6 +29,8 @@ enum Command {
     Demo(demo::Arguments),
     /// The production code on simulated kernels, with faults, seed after seed
     Sim(sim::Arguments),
+    /// Known bugs in the production code, one at a time: the simulator has to see each
+    Mutants(sim::Mutants),
     /// Everything CI runs
     Test(test::Arguments),
     /// Style rules and pages that a machine can check
@@ -43,6 +45,7 @@ fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Mutants(arguments) => sim::hunt(&arguments),
         Command::Test(arguments) => test::run(arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Vm(arguments) => vm::run(arguments),

@@ -1,4 +1,5 @@
-//! `cargo xtask sim`: whole clusters of the production code on simulated kernels, seed after seed.
+//! `cargo xtask sim` and `cargo xtask mutants`: whole clusters of the production code on simulated kernels, seed after seed;
+//! and the same with known bugs in it, each of which has to be found.
 //!
 //! Called by people and by `cargo xtask test`. It builds the simulator and passes the arguments on.
 
@@ -8,7 +9,10 @@ use std::process::{Command, ExitCode};
 
 /// The production code on simulated kernels, with faults.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask sim\n  cargo xtask sim --seeds 2000\n  cargo xtask sim --seed 4711")]
+#[command(
+    after_help = "Examples:\n  cargo xtask sim\n  cargo xtask sim --seeds 20000\n  cargo xtask sim --seed 4711\n  \
+                        cargo xtask sim --seed 4711 --mutant fence-skipped"
+)]
 pub struct Arguments {
     /// How many seeds
     #[arg(long, default_value_t = 200)]
@@ -16,9 +20,25 @@ pub struct Arguments {
     /// The first one
     #[arg(long, default_value_t = 1)]
     first: u64,
-    /// Run this one alone and print its trace
+    /// Run this one alone and print its trace, one line for each event
     #[arg(long)]
     seed: Option<u64>,
+    /// With --seed: put this known bug into the program
+    #[arg(long)]
+    mutant: Option<String>,
+}
+
+/// Known bugs, put into the program one at a time: the simulator has to see each.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask mutants\n  cargo xtask mutants --only fence\n  \
+                        cargo xtask mutants --only union-skipped --seeds 2000")]
+pub struct Mutants {
+    /// Only those whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Seeds at most for each
+    #[arg(long, default_value_t = 400)]
+    seeds: u64,
 }
 
 /// Builds and runs the simulator; its last line is `sim: N passed, N failed`.
@@ -27,6 +47,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(seed) = arguments.seed {
         command.args(["--seed", &seed.to_string()]);
     }
+    if let Some(mutant) = &arguments.mutant {
+        command.args(["--mutant", mutant]);
+    }
+    finish(command)
+}
+
+/// Builds the simulator and hunts the mutants; the last line is `mutants: N passed, N failed`.
+pub fn hunt(arguments: &Mutants) -> Result<ExitCode> {
+    finish(mutants(&arguments.only, arguments.seeds)?)
+}
+
+fn finish(mut command: Command) -> Result<ExitCode> {
     let status = command.status().context("run meshstor-sim")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -35,5 +67,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub fn command(first: u64, seeds: u64) -> Result<Command> {
     let mut command = Command::new(build::binaries()?.join("meshstor-sim"));
     command.args(["--first", &first.to_string(), "--seeds", &seeds.to_string()]);
+    Ok(command)
+}
+
+/// The simulator hunting mutants.
+pub fn mutants(only: &str, seeds: u64) -> Result<Command> {
+    let mut command = Command::new(build::binaries()?.join("meshstor-sim"));
+    command.args(["--mutants", "--only", only, "--seeds", &seeds.to_string()]);
     Ok(command)
 }

@@ -34,6 +34,12 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "unit", about: "unit, property and simulation tests", gate: false, run: unit },
     Stage { name: "crds", about: "printed resource definitions parse", gate: false, run: crds },
     Stage { name: "sim", about: "whole clusters on simulated kernels, with faults", gate: false, run: simulate },
+    Stage {
+        name: "mutants",
+        about: "known bugs in the code, each of which the simulator finds",
+        gate: false,
+        run: mutants,
+    },
     Stage { name: "dev", about: "meshstor dev without root, a CSI client, promtool's lint", gate: false, run: dev },
     Stage { name: "demo", about: "the main job on real kernels", gate: false, run: demo },
     Stage { name: "scenarios", about: "harm done to a cluster on real kernels", gate: false, run: scenarios },
@@ -44,6 +50,9 @@ const ALONE: &[&str] = &["meshstor-kernel", "meshstor-plan"];
 
 /// Seeds of each run: about two seconds each. 1 and 2 have found something.
 const SEEDS: u64 = 40;
+
+/// Seeds at most for each mutant: several times what the slowest needed.
+const MUTANT_SEEDS: u64 = 400;
 
 /// The kernel of the guests: Debian's stable one.
 const DEFAULT_KERNEL: &str = "6.12";
@@ -114,13 +123,23 @@ fn crds(context: &Context) -> Result<Tally> {
 }
 
 fn simulate(context: &Context) -> Result<Tally> {
+    counted(context, "sim", sim::command(1, SEEDS)?)
+}
+
+fn mutants(context: &Context) -> Result<Tally> {
+    counted(context, "mutants", sim::mutants("", MUTANT_SEEDS)?)
+}
+
+/// Runs a program whose last line is `name: N passed, N failed`.
+fn counted(context: &Context, name: &str, command: Command) -> Result<Tally> {
     let mut tally = Tally::default();
-    let succeeded = stream::run(sim::command(1, SEEDS)?, &log(context, "sim"), |line| {
-        if let Some(counts) = line.strip_prefix("sim: ").and_then(|rest| rest.split_once(" passed, ")) {
+    let mark = format!("{name}: ");
+    let succeeded = stream::run(command, &log(context, name), |line| {
+        if let Some(counts) = line.strip_prefix(&mark).and_then(|rest| rest.split_once(" passed, ")) {
             let failed = counts.1.strip_suffix(" failed").and_then(|number| number.parse().ok());
             tally = Tally { passed: counts.0.parse().unwrap_or(0), failed: failed.unwrap_or(1), skipped: 0 };
         }
-        line.starts_with("seed ") || line.starts_with("sim: ") || line.starts_with("… ")
+        line.starts_with("seed ") || line.starts_with(&mark) || line.starts_with("… ") || line.contains("caught")
     })?;
     // A crash prints no last line.
     let unexplained = !succeeded && tally.failed == 0 || tally == Tally::default();
