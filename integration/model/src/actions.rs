@@ -60,7 +60,9 @@ impl fmt::Display for Action {
         use Action::*;
         let by = |c: &usize| node(*c);
         match self {
-            Crash { node: n } => write!(f, "FAULT  node {} crashes: its memory and what was queued at it are lost", by(n)),
+            Crash { node: n } => {
+                write!(f, "FAULT  node {} crashes: its memory and what was queued at it are lost", by(n))
+            }
             Boot { node: n } => write!(f, "       node {} boots", by(n)),
             Cut { c, r } => write!(f, "FAULT  the link between {} and r{r} is cut", by(c)),
             Heal { c, r } => write!(f, "       the link between {} and r{r} is back", by(c)),
@@ -90,7 +92,9 @@ impl fmt::Display for Action {
             ReAdd { c, r } => write!(f, "{}      re-adds r{r}", by(c)),
             Prove { c, r } => write!(f, "{}      reads r{r}'s superblock: active", by(c)),
             Grow { c, r } => write!(f, "record {} takes r{r} in", by(c)),
-            Shutdown { c } => write!(f, "{}      sees the higher epoch: kills openers, shuts the file system down", by(c)),
+            Shutdown { c } => {
+                write!(f, "{}      sees the higher epoch: kills openers, shuts the file system down", by(c))
+            }
             Abandon { c } => write!(f, "{}      deletes the controllers of its old epoch", by(c)),
             Stop { c } => write!(f, "{}      stops the array of its old epoch", by(c)),
             Unstage { c } => write!(f, "{}      stops the array in good order (unstaged, still published)", by(c)),

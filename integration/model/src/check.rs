@@ -4,8 +4,8 @@
 
 use crate::rules::{Bounds, Variant};
 use crate::state::{Budget, State};
-use crate::{Protocol, actions::Action};
-use stateright::{Checker, HasDiscoveries, Model};
+use crate::{Protocol, actions::Action, properties};
+use stateright::{Checker, HasDiscoveries, Model, Path};
 use std::time::{Duration, Instant};
 
 /// A named part of the state space that is explored to its end.
@@ -20,11 +20,65 @@ const fn faults(crashes: u8, cuts: u8, failures: u8, losses: u8) -> Budget {
     Budget { crashes, cuts, failures, losses }
 }
 
-/// Seconds: for tests and CI.
-pub const SMALL: &[Scope] = &[Scope {
-    name: "two replicas",
-    bounds: Bounds { replicas: 2, epochs: 3, generations: 2, writes: 2, restage: false, faults: faults(1, 1, 0, 0) },
-}];
+/// Two replicas, a crash and a cut: what most variants need, and the beginning of every scope.
+pub const LEAST: Bounds =
+    Bounds { replicas: 2, epochs: 3, generations: 2, writes: 2, restage: false, faults: faults(1, 1, 0, 0) };
+
+/// Seconds: for CI.
+pub const SMALL: &[Scope] = &[
+    Scope { name: "two copies, four epochs: a crash, a cut", bounds: Bounds { epochs: 4, ..LEAST } },
+    Scope {
+        name: "two copies: a crash, a cut, a kernel failure",
+        bounds: Bounds { faults: faults(1, 1, 1, 0), ..LEAST },
+    },
+    Scope {
+        name: "two copies, staged again: a crash, a cut, a lost set",
+        bounds: Bounds { restage: true, faults: faults(1, 1, 0, 1), ..LEAST },
+    },
+    Scope {
+        name: "three copies, one write: a crash",
+        bounds: Bounds { replicas: 3, writes: 1, faults: faults(1, 0, 0, 0), ..LEAST },
+    },
+];
+
+/// About two minutes of one core, and at most 1.2 GB.
+pub const FULL: &[Scope] = &[
+    Scope { name: "three copies: a crash, a cut", bounds: Bounds { replicas: 3, ..LEAST } },
+    Scope {
+        name: "three copies, one write: a crash, a kernel failure",
+        bounds: Bounds { replicas: 3, writes: 1, faults: faults(1, 0, 1, 0), ..LEAST },
+    },
+    Scope { name: "two copies, five epochs: a crash, a cut", bounds: Bounds { epochs: 5, ..LEAST } },
+    Scope {
+        name: "two copies, four epochs, three writes: two crashes, a cut",
+        bounds: Bounds { epochs: 4, writes: 3, faults: faults(2, 1, 0, 0), ..LEAST },
+    },
+    Scope {
+        name: "two copies, four epochs, three generations: a crash, two cuts",
+        bounds: Bounds { epochs: 4, generations: 3, faults: faults(1, 2, 0, 0), ..LEAST },
+    },
+    Scope {
+        name: "two copies: a crash, a cut, two kernel failures",
+        bounds: Bounds { faults: faults(1, 1, 2, 0), ..LEAST },
+    },
+    Scope {
+        name: "two copies, four epochs, staged again: a crash, a cut, a lost set",
+        bounds: Bounds { epochs: 4, restage: true, faults: faults(1, 1, 0, 1), ..LEAST },
+    },
+];
+
+/// Bounds in which a variant shows: the least ones, with the fault it is about.
+pub fn bounds_of(variant: Variant) -> Bounds {
+    use Variant::*;
+    match variant {
+        NoFreeze | LimitFailureInFlight | LimitProofGrowsOld | LimitLastRecordedFails => {
+            Bounds { faults: faults(1, 1, 1, 0), ..LEAST }
+        }
+        AbsentIsAll => Bounds { faults: faults(1, 1, 0, 1), ..LEAST },
+        LimitRestage => Bounds { restage: true, ..LEAST },
+        _ => LEAST,
+    }
+}
 
 /// What a run found.
 pub struct Outcome {
@@ -36,10 +90,32 @@ pub struct Outcome {
     pub depth: usize,
     /// Time.
     pub took: Duration,
-    /// Broken promise and the way to it.
-    pub violation: Option<(&'static str, Vec<(State, Option<Action>)>)>,
+    /// The way to a broken promise.
+    pub violation: Option<Violation>,
     /// Things that must be possible and were not seen.
     pub unseen: Vec<&'static str>,
+}
+
+/// A way to a broken promise; a short one, for the search is breadth first.
+pub struct Violation {
+    /// The promises broken in the last state.
+    pub promises: Vec<&'static str>,
+    /// What happened.
+    pub trace: Vec<Action>,
+}
+
+impl Violation {
+    fn of(path: Path<State, Action>) -> Violation {
+        let promises = properties::broken(path.last_state());
+        Violation { promises, trace: path.into_actions() }
+    }
+}
+
+impl Outcome {
+    /// The correct protocol: nothing broken, and nothing that must be possible missing.
+    pub fn holds(&self) -> bool {
+        self.violation.is_none() && self.unseen.is_empty()
+    }
 }
 
 /// Explores to the end, or to the first broken promise.
@@ -48,17 +124,12 @@ pub fn run(bounds: Bounds, broken: Option<Variant>) -> Outcome {
     let begin = Instant::now();
     let checker = protocol.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let mut found = checker.discoveries();
-    let mut violation = None;
+    let mut violations = Vec::new();
     let mut unseen = Vec::new();
     for property in protocol.properties() {
         let failure = property.expectation.discovery_is_failure();
         match found.remove(property.name) {
-            Some(path) if failure => {
-                let path = path.into_vec();
-                if violation.as_ref().is_none_or(|(_, old): &(_, Vec<_>)| path.len() < old.len()) {
-                    violation = Some((property.name, path));
-                }
-            }
+            Some(path) if failure => violations.push(Violation::of(path)),
             None if !failure => unseen.push(property.name),
             _ => {}
         }
@@ -68,7 +139,11 @@ pub fn run(bounds: Bounds, broken: Option<Variant>) -> Outcome {
         unique: checker.unique_state_count(),
         depth: checker.max_depth(),
         took: begin.elapsed(),
-        violation,
+        violation: violations.into_iter().min_by_key(|violation| violation.trace.len()),
         unseen,
     }
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -22,11 +22,17 @@ pub fn all() -> Vec<Property<Protocol>> {
         Property::always(READ, |_, s| read(s)),
         Property::always(INTRUSION, |_, s: &State| !s.promised.intruded),
         Property::always(LAST, |_, s| last(s)),
-        Property::sometimes("after a crash another epoch acknowledges a write", |p, s| taken_over(p, s)),
+        Property::sometimes("after a crash another epoch acknowledges a write", taken_over),
         Property::sometimes("a replica that left is in the set again and has the last write", |_, s| returned(s)),
         Property::sometimes("a write waited for a lost member and went on once that was recorded", |_, s| released(s)),
         Property::sometimes("a deposed consumer's replica serves the new consumer", |_, s| serves(s)),
     ]
+}
+
+/// The promises that are broken in this state.
+pub fn broken(s: &State) -> Vec<&'static str> {
+    let held = [(recorded(s), RECORDED), (read(s), READ), (!s.promised.intruded, INTRUSION), (last(s), LAST)];
+    held.into_iter().filter(|(holds, _)| !holds).map(|(_, name)| name).collect()
 }
 
 /// Whether any promise is broken: the checker need not look beyond.
@@ -67,13 +73,14 @@ fn origin(s: &State) -> Option<crate::state::Origin> {
 }
 
 fn taken_over(p: &Protocol, s: &State) -> bool {
-    s.budget.crashes < p.bounds.faults.crashes && origin(s).is_some_and(|o| o.epoch > 1) && in_use(s).any(|a| a.settled == s.promised.must && a.write.is_none())
+    let crashed = s.budget.crashes < p.bounds.faults.crashes;
+    let new = origin(s).is_some_and(|o| o.epoch > 1);
+    crashed && new && in_use(s).any(|a| a.settled == s.promised.must && a.write.is_none())
 }
 
 fn returned(s: &State) -> bool {
     let set = s.record.in_sync.unwrap_or_default();
-    s.promised.must > 0
-        && set.iter().any(|r| s.record.departed[r].epoch() > 0 && s.drives[r].value == s.promised.must)
+    s.promised.must > 0 && set.iter().any(|r| s.record.departed[r].epoch() > 0 && s.drives[r].value == s.promised.must)
 }
 
 fn released(s: &State) -> bool {

@@ -74,7 +74,11 @@ const fn limit(variant: Variant, name: &'static str, about: &'static str) -> Nam
 /// All of them, in the order of the rules.
 pub const VARIANTS: &[Named] = &[
     broken(Variant::DegradeBeforeRecord, "degrade-before-record", "rule 2: dropped first, recorded afterwards"),
-    broken(Variant::DropRevocable, "drop-revocable", "rule 2, F9: a dropped member is taken back, its delete lands late"),
+    broken(
+        Variant::DropRevocable,
+        "drop-revocable",
+        "rule 2, F9: a dropped member is taken back, its delete lands late",
+    ),
     broken(Variant::LastMemberDropped, "last-member-dropped", "rule 2, P8: dropped although no other member answers"),
     broken(Variant::NoFreeze, "no-freeze", "rule 2, F8: the kernel fails a member and writes go on"),
     broken(Variant::GrowBeforeProof, "grow-before-proof", "rule 3: in the set while it is still copied to"),

@@ -3,6 +3,7 @@
 //! Called by [`super::Protocol::step`]. As `actors/plan/src/array/start.rs` and `stop.rs`.
 
 use super::Protocol;
+use super::fault::forget_excuse;
 use crate::rules::Variant;
 use crate::state::{Array, Consumer, Life, Set, Stage, State};
 
@@ -185,6 +186,7 @@ pub fn stop(s: &State, c: usize) -> Option<State> {
     }
     let mut s = s.clone();
     stopped(&mut s.consumers[c]);
+    forget_excuse(&mut s, c);
     Some(s)
 }
 

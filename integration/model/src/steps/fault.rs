@@ -26,8 +26,8 @@ pub fn crash(s: &State, node: usize) -> Option<State> {
     Some(s)
 }
 
-/// The write that was excused is nobody's any more: nothing was recorded, so it is not promised.
-fn forget_excuse(s: &mut State, node: usize) {
+/// The array that lost a member is gone before that was recorded: the write it excused stays unpromised (P6).
+pub fn forget_excuse(s: &mut State, node: usize) {
     let excused = s.promised.excused as usize;
     if excused > 0 && usize::from(s.origins[excused - 1].node) == node {
         s.promised.excused = 0;

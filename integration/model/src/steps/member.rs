@@ -10,7 +10,8 @@ use crate::state::{Life, Set, Stage, State};
 /// A controller for the life that is wanted now. One that belongs to a member is left alone.
 pub fn connect(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State> {
     let wanted = s.wanted(r);
-    let consumer = s.is_consumer(c) || p.breaks(Variant::RebootKeepsEpoch) && s.record.consumer.is_some_and(|x| x.0 == c);
+    let consumer =
+        s.is_consumer(c) || p.breaks(Variant::RebootKeepsEpoch) && s.record.consumer.is_some_and(|x| x.0 == c);
     let held = s.consumers[c].array.is_some_and(|a| a.held().has(r));
     let answers = s.targets[r].linked == wanted && !s.nodes[r].down && !s.consumers[c].cut.has(r);
     if !consumer || s.nodes[c].down || held || !answers || s.consumers[c].connected[r] == wanted {

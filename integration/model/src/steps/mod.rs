@@ -59,7 +59,10 @@ impl Protocol {
             // Who issued a write matters while it can still land.
             let flying = s.targets.iter().any(|target| target.queued[slot] != Life::NONE)
                 || usize::from(s.promised.excused) == slot + 1
-                || s.consumers.iter().filter_map(|consumer| consumer.array?.write).any(|w| usize::from(w.id) == slot + 1);
+                || s.consumers
+                    .iter()
+                    .filter_map(|consumer| consumer.array?.write)
+                    .any(|w| usize::from(w.id) == slot + 1);
             if !flying {
                 *origin = Origin { epoch: origin.epoch, ..Origin::default() };
             }
@@ -81,7 +84,7 @@ impl Protocol {
             Unlink { r } => target::unlink(self, s, r),
             Fence { r } => target::fence(self, s, r),
             Export { r } => target::export(self, s, r),
-            Refuse { c, r } => target::refuse(s, c, r),
+            Refuse { c, r } => target::refuse(self, s, c, r),
             Land { r, write } => target::land(s, r, write),
             Issue { c } => write::issue(self, s, c),
             Send { c, r } => write::send(s, c, r),

@@ -53,15 +53,14 @@ pub fn export(p: &Protocol, s: &State, r: usize) -> Option<State> {
 }
 
 /// F2: host not allowed, port still linked. The old consumer's reconnect is answered, its kernel fails the member.
-pub fn refuse(s: &State, c: usize, r: usize) -> Option<State> {
+pub fn refuse(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State> {
     let life = s.consumers[c].connected[r];
     if life == Life::NONE || life >= s.wanted(r) || !s.reaches(c, r) {
         return None;
     }
     // The agent freezes here as after any failure; what was in flight is released all the same, and it is not a media
     // error that a promise could except.
-    let whole = Protocol { broken: None, bounds: crate::check::SMALL[0].bounds };
-    fault::failed(&whole, s, c, r)
+    fault::failed(p, s, c, r)
 }
 
 /// A queued command reaches the drive. The consumer hears of it if the path it came by is still there.
