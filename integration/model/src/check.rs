@@ -41,7 +41,7 @@ pub const SMALL: &[Scope] = &[
     },
 ];
 
-/// About two minutes of one core, and at most 1.2 GB.
+/// About two minutes of one idle core, and at most 1.1 GB.
 pub const FULL: &[Scope] = &[
     Scope { name: "three copies: a crash, a cut", bounds: Bounds { replicas: 3, ..LEAST } },
     Scope {
