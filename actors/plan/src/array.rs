@@ -179,7 +179,9 @@ impl Machine for Array {
             None => start::begin(record, look),
             // Deposition is decided by epoch, never by node name.
             Some(array) if outlived(array, record, look) => stop::depose(wish.volume, record.epoch, array, look),
-            Some(array) if record.activated_epoch < record.epoch => start::activate(record, array, look),
+            Some(array) if record.activated_epoch < record.epoch || reopened(array, record, look) => {
+                start::activate(record, array, look)
+            }
             Some(array) if array.state == "readonly" || array.sync_action == "frozen" || !array.safe_mode_off => {
                 start::open(record, array, look)
             }
@@ -241,6 +243,13 @@ fn newest_epoch(look: &ArrayLook) -> Option<Epoch> {
     let running = look.array.iter().flat_map(|array| members(array, look)).map(|(key, _)| key.epoch);
     let written = look.candidates.values().filter_map(|c| c.probe.as_ref()?.record.as_ref()).map(|r| r.epoch);
     running.chain(written).max()
+}
+
+/// Whether the volume was staged again in an epoch that is activated, and not with exactly the recorded copies. It must
+/// not be opened before the record says who is in it (F4; the model's `restage-not-activated`).
+fn reopened(array: &ArrayFact, record: &VolumeRecord, look: &ArrayLook) -> bool {
+    let recorded = record.in_sync.iter().flatten();
+    array.state == "readonly" && !active(array, look).keys().eq(recorded)
 }
 
 /// Members of the array whose device is known, with the export life they come from.

@@ -394,6 +394,27 @@ fn without_the_api_server_nothing_is_dropped_and_a_failed_member_freezes_writes(
 }
 
 #[test]
+fn what_the_record_does_not_name_takes_no_writes_when_the_last_recorded_copy_fails() {
+    let mut at = At::healthy();
+    at.record().in_sync = Some(ids(&[0]));
+    at.record().departures.insert(ReplicaId(1), DepartureRecord { epoch: EPOCH, generation: 1, events: 10 });
+    at.member("nvme0n1p1").flags = ["faulty".to_string()].into();
+    assert_eq!((at.name(), at.reason()), ("freeze-writes", "LastCopyFrozen"));
+    at.member("nvme3n1").flags.insert("blocked".into());
+    assert_eq!((at.name(), at.reason()), ("rest", "LastCopyFrozen"));
+}
+
+#[test]
+fn staged_again_in_its_epoch_it_is_recorded_before_it_is_opened() {
+    let mut at = At::healthy();
+    at.array().state = "readonly".into();
+    assert_eq!(at.name(), "activate-array", "whole: nothing to record");
+    at.member("nvme3n1").flags.clear();
+    let step = at.plan().next.map(|step| step.to_string()).unwrap_or_default();
+    assert_eq!(step, format!("record-activate pvc-1 epoch {EPOCH} r0"));
+}
+
+#[test]
 fn a_member_the_kernel_failed_is_recorded_with_writes_frozen() {
     let mut at = At::healthy();
     at.member("nvme3n1").flags = ["faulty".to_string()].into();

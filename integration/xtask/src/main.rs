@@ -5,6 +5,7 @@
 
 mod build;
 mod demo;
+mod model;
 mod sim;
 mod test;
 mod tidy;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Command {
     /// The main job on real kernels, timed and verified
     Demo(demo::Arguments),
+    /// The protocol as a model, explored exhaustively; and each of its rules broken once
+    Model(model::Arguments),
     /// The production code on simulated kernels, with faults, seed after seed
     Sim(sim::Arguments),
     /// Known bugs in the production code, one at a time: the simulator has to see each
@@ -44,6 +47,7 @@ enum Command {
 fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Model(arguments) => model::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => sim::hunt(&arguments),
         Command::Test(arguments) => test::run(arguments),

@@ -51,7 +51,7 @@ fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let gone = in_sync(record).into_iter().find(|r| !now.contains_key(r))?;
     let survivor = now.iter().find(|(r, _)| in_sync(record).contains(r)).map(|(_, k)| *k);
     let Some(component) = survivor.and_then(|k| look.candidates.get(k)).map(|c| c.component.clone()) else {
-        return Some(Plan::rest(in_use(look, Some(Reason::LastCopyFrozen { replica: gone }))));
+        return Some(freeze_all(record, gone, array, look));
     };
     let reason = Some(Reason::Degraded { missing: [gone].into() });
     if !frozen(array) && !mutant::on(Mutant::DropBeforeRecord) {
@@ -59,6 +59,19 @@ fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
         return Some(Plan::step(op, in_use(look, reason)));
     }
     Some(Plan::step(change(record, shrink(record, gone, look)), in_use(look, reason)))
+}
+
+/// No recorded copy is left in the array. Whatever else is active there, because its connection is not deleted yet, must
+/// not take writes that the record knows nothing of (the model's `last-recorded-unfrozen`).
+fn freeze_all(record: &VolumeRecord, gone: ReplicaId, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let status = in_use(look, Some(Reason::LastCopyFrozen { replica: gone }));
+    match array.members.iter().find(|(_, member)| member.in_sync()) {
+        Some((component, _)) if !frozen(array) => {
+            let op = Op::FreezeWrites { volume: record.volume, component: component.clone(), frozen: true };
+            Plan::step(op, status)
+        }
+        _ => Plan::rest(status),
+    }
 }
 
 fn shrink(record: &VolumeRecord, replica: ReplicaId, look: &ArrayLook) -> Change {

@@ -5,7 +5,7 @@
 
 use super::count::{Tally, TestRun};
 use super::{Context, stream};
-use crate::{build, sim, tidy, workspace};
+use crate::{build, model, sim, tidy, workspace};
 use anyhow::{Context as _, Result, bail};
 use meshstor_lab::{Paths, tools};
 use std::path::PathBuf;
@@ -39,6 +39,12 @@ pub const STAGES: &[Stage] = &[
         about: "known bugs in the code, each of which the simulator finds",
         gate: false,
         run: mutants,
+    },
+    Stage {
+        name: "model",
+        about: "the protocol explored exhaustively, each rule broken once",
+        gate: false,
+        run: explore,
     },
     Stage { name: "dev", about: "meshstor dev without root, a CSI client, promtool's lint", gate: false, run: dev },
     Stage { name: "demo", about: "the main job on real kernels", gate: false, run: demo },
@@ -123,23 +129,27 @@ fn crds(context: &Context) -> Result<Tally> {
 }
 
 fn simulate(context: &Context) -> Result<Tally> {
-    counted(context, "sim", sim::command(1, SEEDS)?)
+    let shown = |line: &str| line.starts_with("seed ") || line.starts_with("… ");
+    self_counting(context, "sim", sim::command(1, SEEDS)?, shown)
 }
 
 fn mutants(context: &Context) -> Result<Tally> {
-    counted(context, "mutants", sim::mutants("", MUTANT_SEEDS)?)
+    let shown = |line: &str| line.contains("caught by") || line.contains("NOT CAUGHT");
+    self_counting(context, "mutants", sim::mutants("", MUTANT_SEEDS)?, shown)
 }
 
-/// Runs a program whose last line is `name: N passed, N failed`.
-fn counted(context: &Context, name: &str, command: Command) -> Result<Tally> {
+fn explore(context: &Context) -> Result<Tally> {
+    let shown = |line: &str| line.starts_with("scope ") || line.contains("FAILED") || line.contains("BROKEN");
+    self_counting(context, "model", model::command(true)?, shown)
+}
+
+/// Runs a program whose last line is `NAME: N passed, N failed`.
+fn self_counting(context: &Context, name: &str, command: Command, shown: impl Fn(&str) -> bool) -> Result<Tally> {
     let mut tally = Tally::default();
-    let mark = format!("{name}: ");
     let succeeded = stream::run(command, &log(context, name), |line| {
-        if let Some(counts) = line.strip_prefix(&mark).and_then(|rest| rest.split_once(" passed, ")) {
-            let failed = counts.1.strip_suffix(" failed").and_then(|number| number.parse().ok());
-            tally = Tally { passed: counts.0.parse().unwrap_or(0), failed: failed.unwrap_or(1), skipped: 0 };
-        }
-        line.starts_with("seed ") || line.starts_with(&mark) || line.starts_with("… ") || line.contains("caught")
+        let own = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+        tally = own.and_then(sum).unwrap_or(tally);
+        own.is_some() || shown(line)
     })?;
     // A crash prints no last line.
     let unexplained = !succeeded && tally.failed == 0 || tally == Tally::default();
@@ -147,6 +157,12 @@ fn counted(context: &Context, name: &str, command: Command) -> Result<Tally> {
         tally += Tally::FAILED;
     }
     Ok(tally)
+}
+
+/// `N passed, N failed`.
+fn sum(text: &str) -> Option<Tally> {
+    let (passed, failed) = text.strip_suffix(" failed")?.split_once(" passed, ")?;
+    Some(Tally { passed: passed.parse().ok()?, failed: failed.parse().ok()?, skipped: 0 })
 }
 
 fn dev(context: &Context) -> Result<Tally> {
@@ -257,6 +273,14 @@ mod tests {
         assert_eq!(kinds(&format!("{}{}", one("A"), one("B"))).unwrap(), ["A", "B"]);
         assert!(kinds("").unwrap().is_empty());
         assert!(kinds("spec: [").is_err());
+    }
+
+    #[test]
+    fn the_sum_is_read_from_a_last_line_and_from_nothing_else() {
+        assert_eq!(sum("25 passed, 1 failed"), Some(Tally { passed: 25, failed: 1, skipped: 0 }));
+        assert_eq!(sum("25 passed"), None);
+        assert_eq!(sum("110232 writes acknowledged, 30 seeds per minute"), None);
+        assert_eq!(sum("many passed, 0 failed"), None);
     }
 
     #[test]

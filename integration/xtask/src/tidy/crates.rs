@@ -44,6 +44,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "meshstor-controller",
         ],
     ),
+    ("meshstor-model", &[]),
     ("xtask", &["meshstor-lab", "meshstor-demo"]),
 ];
 
