@@ -109,7 +109,7 @@ pub enum Op {
 
     /// Delete the controllers of a deposed consumer's array, whatever the array then does: its file system has been
     /// shut down, so nothing it still holds can be acknowledged (docs/protocol.md, rule 7). Refused while a mount of
-    /// the volume is alive.
+    /// the volume is alive; where nothing is mounted, whoever still has the device open is killed first.
     Abandon {
         /// Export.
         key: ExportKey,

@@ -156,8 +156,7 @@ impl Machine for Array {
 
     fn plan(desired: Option<&ArrayWish>, look: &ArrayLook) -> Plan<ArrayReport> {
         let Some(wish) = desired else {
-            // Found in the kernel, its wish not known yet: leave it alone.
-            return Plan::rest(in_use(look, None));
+            return unclaimed(look);
         };
         if !wish.staged {
             return stop::release(wish.volume, look);
@@ -190,6 +189,18 @@ impl Machine for Array {
     }
 }
 
+/// Found in the kernel, its wish not known (the agent has been restarted, kubelet has not called yet): left alone, unless
+/// a sound record has gone on without it. Kubelet's own clean-up would wait for ever in an orderly unmount.
+fn unclaimed(look: &ArrayLook) -> Plan<ArrayReport> {
+    if let (RecordLook::Fresh(record), Some(array)) = (&look.record, &look.array)
+        && outlived(array, record, look)
+        && matches!(not_ours(record, look), None | Some(Reason::NotConsumer { .. } | Reason::NewBoot))
+    {
+        return stop::depose(record.volume, record.epoch, array, look);
+    }
+    Plan::rest(in_use(look, None))
+}
+
 /// Which candidates the world has to read before planning, and whether their data area as well.
 pub fn probes(look: &ArrayLook) -> BTreeMap<ExportKey, bool> {
     let RecordLook::Fresh(record) = &look.record else { return BTreeMap::new() };
@@ -220,11 +231,11 @@ fn not_ours(record: &VolumeRecord, look: &ArrayLook) -> Option<Reason> {
     if let Some(drive) = newest_epoch(look).filter(|drive| *drive > record.epoch && !mutant::on(Mutant::FloorIgnored)) {
         return Some(Reason::EpochRegressed { drive, record: record.epoch });
     }
-    if record.consumer.as_ref() != Some(&look.me) {
-        return Some(Reason::NotConsumer { consumer: record.consumer.clone() });
-    }
     if let Some(what) = &record.foreign {
         return Some(Reason::RecordLost { what: what.clone() });
+    }
+    if record.consumer.as_ref() != Some(&look.me) {
+        return Some(Reason::NotConsumer { consumer: record.consumer.clone() });
     }
     if record.in_sync.as_ref().is_none_or(BTreeSet::is_empty) {
         return Some(Reason::RecordLost { what: "status.inSync is absent".into() });

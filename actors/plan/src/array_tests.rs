@@ -629,4 +629,16 @@ fn the_end_works_without_record_or_api_server() {
 #[test]
 fn an_array_nobody_spoke_of_is_left_alone() {
     assert_eq!(Array::plan(None, &look()).next, None);
+    // Unless the volume has gone on without it.
+    let mut at = At::healthy();
+    at.record().epoch = EPOCH + 1;
+    at.record().consumer = Some(NodeName("another".into()));
+    at.0.live_mounts.insert("/stage".into());
+    let step = |at: &At| Array::plan(None, &at.0).next.map_or("rest", |step| step.name());
+    assert_eq!(step(&at), "shutdown-filesystem");
+    at.record().foreign = Some("status.recordOf names another object".into());
+    assert_eq!(step(&at), "rest", "a record in doubt deposes nobody");
+    at.record().foreign = None;
+    at.record().epoch = EPOCH - 1;
+    assert_eq!(step(&at), "rest", "nor does one that went back in time");
 }

@@ -248,9 +248,11 @@ pub fn abandon(root: &Root, key: ExportKey, deposed_by: Epoch) -> Result<Changed
         if let Some(mount) = mounted.iter().find(|mount| fs::alive(mount)) {
             return Err(KernelError::refuse(op, &mount.target, "the volume is mounted and alive"));
         }
-        // On a file system that was shut down nobody gets a success; on a raw device any living opener may.
-        if let (true, Some(pid)) = (mounted.is_empty(), openers::alive(root, device).first()) {
-            return Err(KernelError::refuse(op, nqn.0, format!("process {pid} has the volume open")));
+        // On a mounted file system that was shut down nobody gets a success. On a raw device any living opener may, and
+        // below a mount that was detached one may wait in a write for ever: they are killed, also those that came after
+        // the shutdown (rule 7; a task with SIGKILL pending never returns to its program).
+        if mounted.is_empty() {
+            openers::kill_all(root, &op, device)?;
         }
     }
     let changed = delete_controllers(root, &op, &nqn)?;

@@ -340,7 +340,7 @@ impl State {
         Step::done(Changed::Yes)
     }
 
-    pub(super) fn op_kill_openers(&mut self, node: usize, volume: VolumeId) -> Step {
+    pub(in super::super) fn op_kill_openers(&mut self, node: usize, volume: VolumeId) -> Step {
         let Some(array) = self.array_of(node, volume) else { return Step::done(Changed::No) };
         let before = self.nodes[node].openers.len();
         self.nodes[node].openers.retain(|_, o| o.array != array);

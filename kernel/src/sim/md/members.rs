@@ -122,7 +122,7 @@ impl State {
             }
             // On a file system that was shut down nobody hears of success; on a raw device any living process may.
             if fs.is_none() && self.processes(id) > 0 {
-                return refuse("a process has the volume open");
+                self.op_kill_openers(node, key.replica.volume);
             }
         }
         Step::changed(self.delete_controllers(node, *key))

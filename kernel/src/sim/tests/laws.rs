@@ -4,7 +4,7 @@ use super::lab::*;
 use crate::facts::*;
 use crate::id::*;
 use crate::ops::*;
-use crate::sim::{Law, SimDrive};
+use crate::sim::{IoError, Law, SimDrive};
 use std::collections::BTreeSet;
 
 fn laws(lab: &Lab) -> Vec<Law> {
@@ -140,8 +140,8 @@ async fn abandoning_under_a_living_process() {
     lab.yes("b", Op::Fence { key }).await;
     let mut write = std::pin::pin!(lab.world.write("a", lab.volume, 1, 1));
     assert!(waits(&mut write, secs(9)).await);
-    refused(&lab, "a", Op::Abandon { key, deposed_by: 2 }).await;
-    assert!(waits(&mut write, secs(9)).await, "the write must not be acknowledged by the local copy alone");
+    lab.yes("a", Op::Abandon { key, deposed_by: 2 }).await;
+    assert_eq!(write.await, Err(IoError::Killed), "the write must not be acknowledged by the local copy alone");
 }
 
 #[tokio::test(start_paused = true)]
