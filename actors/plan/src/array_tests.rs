@@ -579,6 +579,11 @@ fn a_deposed_consumer_shuts_down_before_it_lets_go() {
         at.0.connections.retain(|key, _| *key == new);
         assert_eq!(at.name(), "unmount");
         at.array().mounts.clear();
+        // Frozen when it was deposed (sim seed 76): the stop would wait for the writes that wait for the thaw.
+        at.member("nvme0n1p1").flags.insert("blocked".into());
+        let thaw = at.plan().next.map(|step| step.to_string()).unwrap_or_default();
+        assert!(thaw.starts_with("freeze-writes") && thaw.ends_with("off"), "{thaw}");
+        at.member("nvme0n1p1").flags.remove("blocked");
         assert_eq!(at.name(), "stop-array");
     }
 }

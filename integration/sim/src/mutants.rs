@@ -42,7 +42,11 @@ fn hunt(mutant: Mutant, arguments: &Arguments) -> bool {
         &seeds,
         arguments.jobs(),
         |index, stop| {
-            let outcome = run(seeds[index], arguments.harm, Some(mutant));
+            let mut outcome = run(seeds[index], arguments.harm, Some(mutant));
+            // A seed that fails without the bug as well has not seen the bug.
+            if !outcome.failures.is_empty() && !run(seeds[index], arguments.harm, None).failures.is_empty() {
+                outcome.failures.clear();
+            }
             if !outcome.failures.is_empty() {
                 stop.store(true, Ordering::Relaxed);
             }

@@ -59,5 +59,11 @@ pub(super) fn depose(volume: VolumeId, epoch: Epoch, array: &ArrayFact, look: &A
     if let Some(target) = array.mounts.iter().next() {
         return Plan::step(Op::Unmount { target: target.clone(), lazy: true }, status);
     }
+    // Writes that were frozen until a loss could be recorded would hold up the stop for ever. Nobody hears of them any more.
+    let blocked = |member: &MemberFact| member.flags.contains("blocked") && !member.flags.contains("faulty");
+    if let Some((component, _)) = array.members.iter().find(|(_, member)| blocked(member)) {
+        let op = Op::FreezeWrites { volume, component: component.clone(), frozen: false };
+        return Plan::step(op, status);
+    }
     Plan::step(Op::StopArray { volume }, status)
 }
