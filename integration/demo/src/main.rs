@@ -5,10 +5,13 @@
 
 mod checks;
 mod cluster;
+mod copies;
 mod csi;
+mod cuts;
 mod dev;
 mod hand;
 mod history;
+mod regressions;
 mod scenarios;
 mod script;
 mod story;
@@ -53,6 +56,21 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Run the kernel regressions: the plain way must do harm, ours must not
+    Regressions {
+        /// The directory that holds this program and `examples/kernel-suite`
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Debian kernel series of the guests
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// Only the one with this number, such as F1
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Leave guests running at the end
+        #[arg(long)]
+        keep: bool,
+    },
     /// Start `meshstor dev` without root and lead a volume through its life by CSI calls
     Dev {
         /// The `meshstor` binary
@@ -72,6 +90,7 @@ fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { binaries, kernel, keep } => script::run(&binaries, &kernel, keep),
         Command::Scenarios { binaries, kernel, only, keep } => scenarios::run(&binaries, &kernel, &only, keep),
+        Command::Regressions { binaries, kernel, only, keep } => regressions::run(&binaries, &kernel, &only, keep),
         Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
         Command::Write(arguments) => writer::write(&arguments),
         Command::Read(arguments) => writer::read(&arguments),

@@ -6,13 +6,15 @@
 use crate::checks;
 use crate::cluster::{Cluster, wait};
 use crate::csi::Wanted;
+use crate::cuts;
 use crate::story::*;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-type Scenario = fn(&mut Cluster) -> Result<String>;
+/// One scenario: harm, and what was proven.
+pub type Scenario = fn(&mut Cluster) -> Result<String>;
 
 const ALL: &[(&str, Scenario)] = &[
     ("bad-input: every wrong request gets its code and a sentence", bad_input),
@@ -30,7 +32,7 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     let mut cluster =
         story.step("a fresh cluster", || Ok((Cluster::up(binaries, kernel, 3)?, format!("kernel series {kernel}"))))?;
     let (mut passed, mut failed) = (0, 0);
-    for (name, scenario) in ALL.iter().filter(|(name, _)| name.contains(only)) {
+    for (name, scenario) in cuts::ALL.iter().chain(ALL).filter(|(name, _)| name.contains(only)) {
         match story.step(name, || Ok(((), scenario(&mut cluster)?))) {
             Ok(()) => passed += 1,
             Err(error) => {
@@ -47,23 +49,6 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     }
     println!("scenarios: {passed} passed, {failed} failed in {} s", story.begin.elapsed().as_secs());
     if failed > 0 { bail!("{failed} scenarios failed") } else { Ok(()) }
-}
-
-fn two_copies<'a>(name: &'a str) -> Wanted<'a> {
-    Wanted { name, bytes: 512 * MIB, parameters: &[("replicaCount", "2")], nodes: &["node-a", "node-b"] }
-}
-
-fn take_down(cluster: &Cluster, volume: &Volume) -> Result<()> {
-    detach(cluster, &volume.id, &volume.at)?;
-    cluster.csi.delete(&volume.id).0.with_context(|| format!("DeleteVolume {}", volume.id))?;
-    let begin = Instant::now();
-    while let Err(error) = checks::no_leaks(cluster) {
-        if begin.elapsed() > Duration::from_secs(30) {
-            return Err(error);
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    Ok(())
 }
 
 /// One wrong request: what is asked, the code and the words the sentence must carry.
@@ -346,7 +331,7 @@ fn restored(cluster: &Cluster, volume: &Volume, yaml: &str) -> Result<String> {
 }
 
 /// The message of the condition with this reason.
-fn said(object: &Value, reason: &str) -> Option<String> {
+pub fn said(object: &Value, reason: &str) -> Option<String> {
     let condition = object["status"]["conditions"].as_array()?.iter().find(|c| c["reason"] == reason)?;
     condition["message"].as_str().map(Into::into)
 }

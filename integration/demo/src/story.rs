@@ -2,6 +2,7 @@
 //!
 //! Used by `script` (the demo) and `scenarios`. Every function fails with a sentence; none retries what must work at once.
 
+use crate::checks;
 use crate::cluster::Cluster;
 use crate::csi::{KUBELET, Wanted, target};
 use crate::history::{History, Running};
@@ -123,10 +124,37 @@ pub fn write(cluster: &Cluster, volume: &Volume, count: u64) -> Result<History> 
 
 /// Reads everything back from the devices and compares. Returns the number of blocks compared.
 pub fn verify(cluster: &Cluster, volume: &Volume) -> Result<usize> {
-    let guest = cluster.guest(&volume.at)?;
-    let read = guest
-        .ssh_checked(&format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {}", file(volume)))?;
-    volume.history.verify(&read)
+    volume.history.verify(&read_back(cluster, volume)?)
+}
+
+/// What the file holds, as a fresh reader on the consumer sees it: see [`History::verify`].
+pub fn read_back(cluster: &Cluster, volume: &Volume) -> Result<String> {
+    let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {}", file(volume));
+    cluster.guest(&volume.at)?.ssh_checked(&read)
+}
+
+/// A volume of two copies, on node-a and node-b.
+pub fn two_copies(name: &str) -> Wanted<'_> {
+    Wanted { name, bytes: SIZE, parameters: &[("replicaCount", "2")], nodes: &["node-a", "node-b"] }
+}
+
+/// Detaches and deletes a volume; nothing may be left.
+pub fn take_down(cluster: &Cluster, volume: &Volume) -> Result<()> {
+    detach(cluster, &volume.id, &volume.at)?;
+    remove(cluster, volume)
+}
+
+/// Deletes a detached volume; nothing may be left.
+pub fn remove(cluster: &Cluster, volume: &Volume) -> Result<()> {
+    cluster.csi.delete(&volume.id).0.with_context(|| format!("DeleteVolume {}", volume.id))?;
+    let begin = Instant::now();
+    while let Err(error) = checks::no_leaks(cluster) {
+        if begin.elapsed() > Duration::from_secs(30) {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
 }
 
 /// Tells a writer to stop and returns its history; an error that it met is ours.

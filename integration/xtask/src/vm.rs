@@ -71,6 +71,21 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// What stock kernels do wrong with the plain commands, and right with ours (two fresh guests for each way)
+    #[command(
+        after_help = "Examples:\n  cargo xtask vm regressions\n  cargo xtask vm regressions --kernel 6.18 --only F1"
+    )]
+    Regressions {
+        /// Debian kernel series
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// Only the one with this number, such as F1
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Leave guests running at the end
+        #[arg(long)]
+        keep: bool,
+    },
     /// etcd and kube-apiserver on this machine's loopback
     #[command(subcommand)]
     ControlPlane(ControlPlaneCommand),
@@ -134,7 +149,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Status => status(),
         Command::Power { node, state } => power(&node, state),
         Command::Check(options) => check(options),
-        Command::Scenarios { kernel, only, keep } => scenarios(&kernel, &only, keep),
+        Command::Scenarios { kernel, only, keep } => story("scenarios", &kernel, &["--only", &only], keep),
+        Command::Regressions { kernel, only, keep } => story("regressions", &kernel, &["--only", &only], keep),
         Command::ControlPlane(command) => control_plane(command),
     }
 }
@@ -251,9 +267,10 @@ fn power(node: &str, state: Switch) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn scenarios(kernel: &str, only: &str, keep: bool) -> Result<ExitCode> {
-    let mut command = build::story("scenarios", kernel, keep)?;
-    let status = command.args(["--only", only]).status().context("run meshstor-demo")?;
+/// Runs a subcommand of `meshstor-demo` with freshly built binaries.
+fn story(what: &str, kernel: &str, more: &[&str], keep: bool) -> Result<ExitCode> {
+    let mut command = build::story(what, kernel, keep)?;
+    let status = command.args(more).status().context("run meshstor-demo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
