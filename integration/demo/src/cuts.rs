@@ -111,7 +111,7 @@ fn deposed(
     old.verify(&first).context("the old consumer's acknowledged writes on the new one")?;
     await_copies(cluster, &volume.id, 2)?;
     let last = read_back(cluster, volume)?;
-    no_ghosts(&first, &last)?;
+    no_ghosts(&first, &last, NEW_LIFE)?;
     volume.history.append(&old);
     volume.history.acks.extend(&new.acks);
     let blocks = verify(cluster, volume)?;
@@ -125,14 +125,14 @@ fn deposed(
     ))
 }
 
-/// Every block is as the new consumer found it, or as it wrote it.
-fn no_ghosts(first: &str, last: &str) -> Result<()> {
+/// Every block is as the new consumer found it, or as it wrote it: with a number from `new_life` on.
+pub fn no_ghosts(first: &str, last: &str, new_life: u64) -> Result<()> {
     let mut before = first.lines().map(str::to_string).collect::<std::collections::BTreeSet<_>>();
     before.insert(String::new());
     for line in last.lines().filter(|line| !before.contains(*line)) {
         let sequence = line.split_whitespace().nth(2).and_then(|n| n.parse::<u64>().ok());
         // A block that lies beyond the first read's end was only now made by a longer file.
-        ensure!(sequence.is_some_and(|n| n >= NEW_LIFE || n == 0), "a write of the old consumer came later: {line}");
+        ensure!(sequence.is_some_and(|n| n >= new_life || n == 0), "a write of the old consumer came later: {line}");
     }
     Ok(())
 }

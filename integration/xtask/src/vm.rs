@@ -86,6 +86,25 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Rounds of faults drawn by a seed under load, on a whole cluster of ours: no promise may be broken
+    #[command(
+        after_help = "Examples:\n  cargo xtask vm chaos\n  cargo xtask vm chaos --rounds 20 --seed 7\n\nA round takes \
+                            two to five minutes. The same seed draws the same faults; what they meet differs."
+    )]
+    Chaos {
+        /// Debian kernel series
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// How many rounds
+        #[arg(long, default_value_t = 5)]
+        rounds: u64,
+        /// What the faults are drawn from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Leave guests, control plane and processes running at the end
+        #[arg(long)]
+        keep: bool,
+    },
     /// etcd and kube-apiserver on this machine's loopback
     #[command(subcommand)]
     ControlPlane(ControlPlaneCommand),
@@ -151,6 +170,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Check(options) => check(options),
         Command::Scenarios { kernel, only, keep } => story("scenarios", &kernel, &["--only", &only], keep),
         Command::Regressions { kernel, only, keep } => story("regressions", &kernel, &["--only", &only], keep),
+        Command::Chaos { kernel, rounds, seed, keep } => {
+            story("chaos", &kernel, &["--rounds", &rounds.to_string(), "--seed", &seed.to_string()], keep)
+        }
         Command::ControlPlane(command) => control_plane(command),
     }
 }
