@@ -199,7 +199,7 @@ fn condition(devices: &Value, serial: &str) -> Option<(String, String)> {
 fn agent_killed(cluster: &mut Cluster) -> Result<String> {
     const KILLS: usize = 10;
     let (mut volume, _) = bring_up(cluster, &two_copies("killed"), "node-a")?;
-    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    let running = start_writer(cluster, &volume, &until(&volume))?;
     // What this machine does to an undisturbed writer, for whoever reads of a stall: a busy machine makes some by itself.
     running.wait_for(300, Duration::from_secs(60))?;
     let undisturbed = running.so_far().longest();
@@ -264,7 +264,7 @@ fn consumer_rebooted(cluster: &mut Cluster) -> Result<String> {
 fn object_deleted(cluster: &mut Cluster) -> Result<String> {
     let (mut volume, _) = bring_up(cluster, &two_copies("deleted"), "node-a")?;
     let yaml = cluster.control.kubectl(&["get", "msvol", &volume.id, "-o", "yaml"])?;
-    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    let running = start_writer(cluster, &volume, &until(&volume))?;
     running.wait_for(20, Duration::from_secs(30))?;
     cluster.control.kubectl(&["delete", "msvol", &volume.id, "--wait=false"])?;
     cluster.control.kubectl(&["delete", "msrep", "--all", "--wait=false"])?;
@@ -341,7 +341,7 @@ fn definitions_deleted(cluster: &mut Cluster) -> Result<String> {
     let (mut volume, _) = bring_up(cluster, &two_copies("crd"), "node-a")?;
     let (idle, _) = create_on(cluster, &two_copies("crd-idle"))?;
     let before = partition_hashes(cluster, &idle.volume_id)?;
-    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    let running = start_writer(cluster, &volume, &until(&volume))?;
     running.wait_for(20, Duration::from_secs(30))?;
     for kind in ["meshstorvolumes", "meshstorreplicas"] {
         cluster.control.kubectl(&["delete", "crd", &format!("{kind}.csi.meshstor.io"), "--wait=false"])?;

@@ -157,11 +157,21 @@ pub fn remove(cluster: &Cluster, volume: &Volume) -> Result<()> {
     Ok(())
 }
 
+/// The option that makes a writer end when [`stop`] says so; each volume has a file of its own.
+pub fn until(volume: &Volume) -> String {
+    format!("--until {}", stop_file(volume))
+}
+
+fn stop_file(volume: &Volume) -> String {
+    format!("/run/stop-{}", volume.id)
+}
+
 /// Tells a writer to stop and returns its history; an error that it met is ours.
 pub fn stop(cluster: &Cluster, volume: &Volume, running: Running) -> Result<History> {
-    cluster.guest(&volume.at)?.ssh_checked("touch /run/stop-writing")?;
+    let stop_file = stop_file(volume);
+    cluster.guest(&volume.at)?.ssh_checked(&format!("touch {stop_file}"))?;
     let history = running.finish(Duration::from_secs(60))?;
-    cluster.guest(&volume.at)?.ssh_checked("rm -f /run/stop-writing")?;
+    cluster.guest(&volume.at)?.ssh_checked(&format!("rm -f {stop_file}"))?;
     ensure!(history.errors.is_empty(), "write errors: {}", history.errors.join("; "));
     Ok(history)
 }
