@@ -50,7 +50,7 @@ enum Command {
         /// Debian kernel series of the guests
         #[arg(long, default_value = "6.12")]
         kernel: String,
-        /// Only scenarios whose name contains this
+        /// Only scenarios whose name contains this (or one of these, with commas)
         #[arg(long, default_value = "")]
         only: String,
         /// Leave guests, control plane and processes running at the end
