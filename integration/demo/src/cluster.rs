@@ -27,6 +27,7 @@ pub struct Cluster {
     /// The controller's CSI socket.
     pub csi: Csi,
     controller: Child,
+    binaries: PathBuf,
     nodes: BTreeMap<String, Csi>,
 }
 
@@ -46,8 +47,16 @@ impl Cluster {
         for guest in lab.guests() {
             apply_node(&control, &guest)?;
         }
+        std::fs::write(lab.paths().run().join("controller.log"), "")?;
         let (controller, socket) = start_controller(binaries, &control, &lab)?;
-        let cluster = Cluster { csi: Csi::at(&socket)?, controller, nodes: BTreeMap::new(), lab, control };
+        let cluster = Cluster {
+            csi: Csi::at(&socket)?,
+            controller,
+            binaries: binaries.to_path_buf(),
+            nodes: BTreeMap::new(),
+            lab,
+            control,
+        };
         cluster.start_agents()
     }
 
@@ -76,6 +85,24 @@ impl Cluster {
         guest.forward_unix(&local, NODE_SOCKET)?;
         self.nodes.insert(name, Csi::at(&local)?);
         Ok(())
+    }
+
+    /// Ends the controller at once, as a killed pod.
+    pub fn kill_controller(&mut self) -> Result<()> {
+        self.controller.kill()?;
+        self.controller.wait().map(drop).context("wait for the controller's end")
+    }
+
+    /// Starts the controller again, with the same socket; its log goes on.
+    pub fn restart_controller(&mut self) -> Result<()> {
+        let (controller, _) = start_controller(&self.binaries, &self.control, &self.lab)?;
+        self.controller = controller;
+        Ok(())
+    }
+
+    /// Where the controller writes its log.
+    pub fn controller_log(&self) -> PathBuf {
+        self.lab.paths().run().join("controller.log")
     }
 
     /// Waits until a node's object says it is ready, by this boot's agent.
@@ -225,7 +252,7 @@ fn start_controller(binaries: &Path, control: &ControlPlane, lab: &Lab) -> Resul
         .args(["--metrics-address", "127.0.0.1:0"])
         .env("KUBECONFIG", control.host_kubeconfig()?)
         .env("RUST_LOG", "info")
-        .stdout(File::create(&log)?)
+        .stdout(File::options().create(true).append(true).open(&log)?)
         .stderr(File::options().append(true).open(&log)?)
         .spawn()
         .context("start meshstor controller")?;

@@ -3,12 +3,16 @@
 //! The same program is the writer and the reader inside the guests (`write`, `read`). Nothing here is part of the
 //! product; it talks to the product only through CSI sockets, custom resources and kernels.
 
+mod chaos;
 mod checks;
 mod cluster;
+mod copies;
 mod csi;
+mod cuts;
 mod dev;
 mod hand;
 mod history;
+mod regressions;
 mod scenarios;
 mod script;
 mod story;
@@ -46,10 +50,43 @@ enum Command {
         /// Debian kernel series of the guests
         #[arg(long, default_value = "6.12")]
         kernel: String,
-        /// Only scenarios whose name contains this
+        /// Only scenarios whose name contains this (or one of these, with commas)
         #[arg(long, default_value = "")]
         only: String,
         /// Leave guests, control plane and processes running at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Rounds of drawn faults under load; nothing promised may be broken
+    Chaos {
+        /// The directory that holds the freshly built `meshstor` and this program
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Debian kernel series of the guests
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// How many rounds
+        #[arg(long, default_value_t = 5)]
+        rounds: u64,
+        /// What the faults are drawn from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Leave guests, control plane and processes running at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run the kernel regressions: the plain way must do harm, ours must not
+    Regressions {
+        /// The directory that holds this program and `examples/kernel-suite`
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Debian kernel series of the guests
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// Only the one with this number, such as F1
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Leave guests running at the end
         #[arg(long)]
         keep: bool,
     },
@@ -72,6 +109,8 @@ fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { binaries, kernel, keep } => script::run(&binaries, &kernel, keep),
         Command::Scenarios { binaries, kernel, only, keep } => scenarios::run(&binaries, &kernel, &only, keep),
+        Command::Chaos { binaries, kernel, rounds, seed, keep } => chaos::run(&binaries, &kernel, rounds, seed, keep),
+        Command::Regressions { binaries, kernel, only, keep } => regressions::run(&binaries, &kernel, &only, keep),
         Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
         Command::Write(arguments) => writer::write(&arguments),
         Command::Read(arguments) => writer::read(&arguments),

@@ -6,13 +6,15 @@
 use crate::checks;
 use crate::cluster::{Cluster, wait};
 use crate::csi::Wanted;
+use crate::cuts;
 use crate::story::*;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-type Scenario = fn(&mut Cluster) -> Result<String>;
+/// One scenario: harm, and what was proven.
+pub type Scenario = fn(&mut Cluster) -> Result<String>;
 
 const ALL: &[(&str, Scenario)] = &[
     ("bad-input: every wrong request gets its code and a sentence", bad_input),
@@ -24,13 +26,15 @@ const ALL: &[(&str, Scenario)] = &[
     ("crd-deleted: the definitions deleted under I/O", definitions_deleted),
 ];
 
-/// Runs the scenarios whose name contains `only`.
+/// Runs the scenarios whose name contains `only`, or one of its parts between commas.
 pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> {
     let mut story = Story::begin();
     let mut cluster =
         story.step("a fresh cluster", || Ok((Cluster::up(binaries, kernel, 3)?, format!("kernel series {kernel}"))))?;
     let (mut passed, mut failed) = (0, 0);
-    for (name, scenario) in ALL.iter().filter(|(name, _)| name.contains(only)) {
+    for (name, scenario) in
+        cuts::ALL.iter().chain(ALL).filter(|(name, _)| only.split(',').any(|part| name.contains(part)))
+    {
         match story.step(name, || Ok(((), scenario(&mut cluster)?))) {
             Ok(()) => passed += 1,
             Err(error) => {
@@ -47,23 +51,6 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     }
     println!("scenarios: {passed} passed, {failed} failed in {} s", story.begin.elapsed().as_secs());
     if failed > 0 { bail!("{failed} scenarios failed") } else { Ok(()) }
-}
-
-fn two_copies<'a>(name: &'a str) -> Wanted<'a> {
-    Wanted { name, bytes: 512 * MIB, parameters: &[("replicaCount", "2")], nodes: &["node-a", "node-b"] }
-}
-
-fn take_down(cluster: &Cluster, volume: &Volume) -> Result<()> {
-    detach(cluster, &volume.id, &volume.at)?;
-    cluster.csi.delete(&volume.id).0.with_context(|| format!("DeleteVolume {}", volume.id))?;
-    let begin = Instant::now();
-    while let Err(error) = checks::no_leaks(cluster) {
-        if begin.elapsed() > Duration::from_secs(30) {
-            return Err(error);
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    Ok(())
 }
 
 /// One wrong request: what is asked, the code and the words the sentence must carry.
@@ -214,7 +201,7 @@ fn condition(devices: &Value, serial: &str) -> Option<(String, String)> {
 fn agent_killed(cluster: &mut Cluster) -> Result<String> {
     const KILLS: usize = 10;
     let (mut volume, _) = bring_up(cluster, &two_copies("killed"), "node-a")?;
-    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    let running = start_writer(cluster, &volume, &until(&volume))?;
     // What this machine does to an undisturbed writer, for whoever reads of a stall: a busy machine makes some by itself.
     running.wait_for(300, Duration::from_secs(60))?;
     let undisturbed = running.so_far().longest();
@@ -279,7 +266,7 @@ fn consumer_rebooted(cluster: &mut Cluster) -> Result<String> {
 fn object_deleted(cluster: &mut Cluster) -> Result<String> {
     let (mut volume, _) = bring_up(cluster, &two_copies("deleted"), "node-a")?;
     let yaml = cluster.control.kubectl(&["get", "msvol", &volume.id, "-o", "yaml"])?;
-    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    let running = start_writer(cluster, &volume, &until(&volume))?;
     running.wait_for(20, Duration::from_secs(30))?;
     cluster.control.kubectl(&["delete", "msvol", &volume.id, "--wait=false"])?;
     cluster.control.kubectl(&["delete", "msrep", "--all", "--wait=false"])?;
@@ -346,7 +333,7 @@ fn restored(cluster: &Cluster, volume: &Volume, yaml: &str) -> Result<String> {
 }
 
 /// The message of the condition with this reason.
-fn said(object: &Value, reason: &str) -> Option<String> {
+pub fn said(object: &Value, reason: &str) -> Option<String> {
     let condition = object["status"]["conditions"].as_array()?.iter().find(|c| c["reason"] == reason)?;
     condition["message"].as_str().map(Into::into)
 }
@@ -356,7 +343,7 @@ fn definitions_deleted(cluster: &mut Cluster) -> Result<String> {
     let (mut volume, _) = bring_up(cluster, &two_copies("crd"), "node-a")?;
     let (idle, _) = create_on(cluster, &two_copies("crd-idle"))?;
     let before = partition_hashes(cluster, &idle.volume_id)?;
-    let running = start_writer(cluster, &volume, "--until /run/stop-writing")?;
+    let running = start_writer(cluster, &volume, &until(&volume))?;
     running.wait_for(20, Duration::from_secs(30))?;
     for kind in ["meshstorvolumes", "meshstorreplicas"] {
         cluster.control.kubectl(&["delete", "crd", &format!("{kind}.csi.meshstor.io"), "--wait=false"])?;

@@ -136,7 +136,7 @@ fn power_cut(story: &mut Story, cluster: &Cluster, volume: &mut Volume) -> Resul
     story.step("the power of node-c cut during writing to demo-tcp", || {
         let lost = cluster.replicas(&volume.id)?.get("node-c").cloned().context("a copy on node-c")?;
         let audited = cluster.audit(&volume.at)?.len();
-        let running = start_writer(cluster, volume, "--until /run/stop-writing")?;
+        let running = start_writer(cluster, volume, &until(volume))?;
         running.wait_for(20, Duration::from_secs(30))?;
         cluster.guest("node-c")?.power_cut()?;
         wait("the in-sync set shrinks", Duration::from_secs(40), || Ok(!cluster.in_sync(&volume.id)?.contains(&lost)))?;

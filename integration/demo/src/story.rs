@@ -2,6 +2,7 @@
 //!
 //! Used by `script` (the demo) and `scenarios`. Every function fails with a sentence; none retries what must work at once.
 
+use crate::checks;
 use crate::cluster::Cluster;
 use crate::csi::{KUBELET, Wanted, target};
 use crate::history::{History, Running};
@@ -123,17 +124,54 @@ pub fn write(cluster: &Cluster, volume: &Volume, count: u64) -> Result<History> 
 
 /// Reads everything back from the devices and compares. Returns the number of blocks compared.
 pub fn verify(cluster: &Cluster, volume: &Volume) -> Result<usize> {
-    let guest = cluster.guest(&volume.at)?;
-    let read = guest
-        .ssh_checked(&format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {}", file(volume)))?;
-    volume.history.verify(&read)
+    volume.history.verify(&read_back(cluster, volume)?)
+}
+
+/// What the file holds, as a fresh reader on the consumer sees it: see [`History::verify`].
+pub fn read_back(cluster: &Cluster, volume: &Volume) -> Result<String> {
+    let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {}", file(volume));
+    cluster.guest(&volume.at)?.ssh_checked(&read)
+}
+
+/// A volume of two copies, on node-a and node-b.
+pub fn two_copies(name: &str) -> Wanted<'_> {
+    Wanted { name, bytes: SIZE, parameters: &[("replicaCount", "2")], nodes: &["node-a", "node-b"] }
+}
+
+/// Detaches and deletes a volume; nothing may be left.
+pub fn take_down(cluster: &Cluster, volume: &Volume) -> Result<()> {
+    detach(cluster, &volume.id, &volume.at)?;
+    remove(cluster, volume)
+}
+
+/// Deletes a detached volume; nothing may be left.
+pub fn remove(cluster: &Cluster, volume: &Volume) -> Result<()> {
+    cluster.csi.delete(&volume.id).0.with_context(|| format!("DeleteVolume {}", volume.id))?;
+    let begin = Instant::now();
+    while let Err(error) = checks::no_leaks(cluster) {
+        if begin.elapsed() > Duration::from_secs(30) {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+/// The option that makes a writer end when [`stop`] says so; each volume has a file of its own.
+pub fn until(volume: &Volume) -> String {
+    format!("--until {}", stop_file(volume))
+}
+
+fn stop_file(volume: &Volume) -> String {
+    format!("/run/stop-{}", volume.id)
 }
 
 /// Tells a writer to stop and returns its history; an error that it met is ours.
 pub fn stop(cluster: &Cluster, volume: &Volume, running: Running) -> Result<History> {
-    cluster.guest(&volume.at)?.ssh_checked("touch /run/stop-writing")?;
+    let stop_file = stop_file(volume);
+    cluster.guest(&volume.at)?.ssh_checked(&format!("touch {stop_file}"))?;
     let history = running.finish(Duration::from_secs(60))?;
-    cluster.guest(&volume.at)?.ssh_checked("rm -f /run/stop-writing")?;
+    cluster.guest(&volume.at)?.ssh_checked(&format!("rm -f {stop_file}"))?;
     ensure!(history.errors.is_empty(), "write errors: {}", history.errors.join("; "));
     Ok(history)
 }

@@ -64,9 +64,43 @@ enum Command {
         /// Debian kernel series
         #[arg(long, default_value = "6.12")]
         kernel: String,
-        /// Only scenarios whose name contains this
+        /// Only scenarios whose name contains this (or one of these, with commas)
         #[arg(long, default_value = "")]
         only: String,
+        /// Leave guests, control plane and processes running at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// What stock kernels do wrong with the plain commands, and right with ours (two fresh guests for each way)
+    #[command(
+        after_help = "Examples:\n  cargo xtask vm regressions\n  cargo xtask vm regressions --kernel 6.18 --only F1"
+    )]
+    Regressions {
+        /// Debian kernel series
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// Only the one with this number, such as F1
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Leave guests running at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Rounds of faults drawn by a seed under load, on a whole cluster of ours: no promise may be broken
+    #[command(
+        after_help = "Examples:\n  cargo xtask vm chaos\n  cargo xtask vm chaos --rounds 20 --seed 7\n\nA round takes \
+                            two to five minutes. The same seed draws the same faults; what they meet differs."
+    )]
+    Chaos {
+        /// Debian kernel series
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+        /// How many rounds
+        #[arg(long, default_value_t = 5)]
+        rounds: u64,
+        /// What the faults are drawn from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
         /// Leave guests, control plane and processes running at the end
         #[arg(long)]
         keep: bool,
@@ -134,7 +168,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Status => status(),
         Command::Power { node, state } => power(&node, state),
         Command::Check(options) => check(options),
-        Command::Scenarios { kernel, only, keep } => scenarios(&kernel, &only, keep),
+        Command::Scenarios { kernel, only, keep } => story("scenarios", &kernel, &["--only", &only], keep),
+        Command::Regressions { kernel, only, keep } => story("regressions", &kernel, &["--only", &only], keep),
+        Command::Chaos { kernel, rounds, seed, keep } => {
+            story("chaos", &kernel, &["--rounds", &rounds.to_string(), "--seed", &seed.to_string()], keep)
+        }
         Command::ControlPlane(command) => control_plane(command),
     }
 }
@@ -251,9 +289,10 @@ fn power(node: &str, state: Switch) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn scenarios(kernel: &str, only: &str, keep: bool) -> Result<ExitCode> {
-    let mut command = build::story("scenarios", kernel, keep)?;
-    let status = command.args(["--only", only]).status().context("run meshstor-demo")?;
+/// Runs a subcommand of `meshstor-demo` with freshly built binaries.
+fn story(what: &str, kernel: &str, more: &[&str], keep: bool) -> Result<ExitCode> {
+    let mut command = build::story(what, kernel, keep)?;
+    let status = command.args(more).status().context("run meshstor-demo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -14,6 +14,7 @@ use crate::hint::Hint;
 use crate::id::{ExportKey, NQN_BASE, Nqn, PARTITION_TYPE};
 use crate::ops::Changed;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -183,8 +184,23 @@ fn write_rule(path: &Path) -> Result<Changed> {
     if std::fs::read_to_string(path).is_ok_and(|now| now == rule()) {
         return Ok(Changed::No);
     }
-    let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, rule()));
-    written.map(|()| Changed::Yes).map_err(|e| KernelError::io("install the udev rule", attr::show(path), &e))
+    durably(path, rule().as_bytes())
+        .map(|()| Changed::Yes)
+        .map_err(|e| KernelError::io("install the udev rule", attr::show(path), &e))
+}
+
+/// On the disk before it returns, whole or not at all: a power cut in the first half minute of a node's life left an empty
+/// rule behind, and the stock rules took our members at the next boot (seen on 6.18).
+fn durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().ok_or_else(|| std::io::Error::other("a rule without a folder"))?;
+    std::fs::create_dir_all(dir)?;
+    // udevd reads names that end in .rules alone.
+    let part = path.with_extension("part");
+    let mut file = std::fs::File::create(&part)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&part, path)?;
+    std::fs::File::open(dir)?.sync_all()
 }
 
 /// Whether the rule is there and udevd has applied it to the members it knows. Blocking.
@@ -244,7 +260,20 @@ mod tests {
         assert_eq!(install(&root, &Tools::default()).await, Ok(Changed::No));
         assert!(check(&root).ok);
         // The one of this boot is gone after a reboot; the other one is not.
-        assert!(root.etc.join("udev/rules.d").join(RULE).is_file());
+        let lasting = root.etc.join("udev/rules.d");
+        assert!(lasting.join(RULE).is_file());
+        assert_eq!(std::fs::read_dir(&lasting).unwrap().count(), 1, "nothing half-made beside it");
+    }
+
+    #[test]
+    fn half_a_rule_is_written_again_and_never_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("rules.d").join(RULE);
+        durably(&path, b"").unwrap();
+        let old = std::fs::File::open(&path).unwrap();
+        assert_eq!(write_rule(&path), Ok(Changed::Yes));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), rule());
+        assert_eq!(old.metadata().unwrap().len(), 0, "replaced, not rewritten in place");
     }
 
     #[test]

@@ -1,0 +1,110 @@
+//! Kernel regressions: what a stock kernel does wrong with the plain commands, and right with ours.
+//!
+//! Called by `meshstor-demo regressions`. Each case cuts the same crash out of two guests twice: once the plain way and
+//! once our way. It passes only if the plain way did the harm (else the test could not see it) and ours did not. A
+//! kernel that does no harm the plain way is named as such: a fact about that kernel, and a failed case.
+
+mod crash;
+mod first;
+mod seventeenth;
+
+use crate::story::Story;
+use anyhow::{Result, bail};
+use meshstor_lab::{Config, Lab};
+use std::path::Path;
+
+/// What one way did.
+pub struct Seen {
+    /// Whether acknowledged data were lost or reads changed their answer.
+    pub harm: bool,
+    /// What was read, for people.
+    pub text: String,
+}
+
+/// Plain commands, or the product's own operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// mdadm as an administrator would.
+    Plain,
+    /// The kernel crate's operations, in the product's order.
+    Ours,
+}
+
+type Case = fn(&Lab, Way) -> Result<Seen>;
+
+const ALL: &[(&str, &str, Case)] = &[
+    ("F1", "a bitmap re-add after a takeover by one survivor", first::run),
+    ("F17", "a write-mostly member in the lowest slot while a resync is pending", seventeenth::run),
+];
+
+/// Runs the cases whose number is `only` (all when empty) and prints a table.
+pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> {
+    let mut story = Story::begin();
+    let mut table = Vec::new();
+    let (mut failed, mut release) = (0, kernel.to_string());
+    for (number, what, case) in ALL.iter().filter(|(number, _, _)| only.is_empty() || *number == only) {
+        let mut one = |way: Way| {
+            story.step(&format!("{number}, {what}: {way:?}"), || {
+                let lab = Lab::up(&config(binaries, kernel))?;
+                release = lab.guest("node-a")?.ssh_checked("uname -r")?;
+                let seen = case(&lab, way)?;
+                let text = format!("{}: {}", if seen.harm { "HARM" } else { "no harm" }, seen.text);
+                Ok((seen, text))
+            })
+        };
+        let both = one(Way::Plain).and_then(|plain| Ok((plain, one(Way::Ours)?)));
+        let (verdict, line) = verdict(&both);
+        failed += usize::from(!verdict);
+        table.push(format!("{number} on {release}: {line}"));
+    }
+    if !keep && let Ok(lab) = Lab::attach() {
+        lab.down()?;
+    }
+    println!("{}", table.join("\n"));
+    println!("regressions: {} passed, {failed} failed in {} s", table.len() - failed, story.begin.elapsed().as_secs());
+    match (table.len(), failed) {
+        (0, _) => bail!("no regression is called {only:?}"),
+        (_, 0) => Ok(()),
+        _ => bail!("{failed} regressions failed"),
+    }
+}
+
+/// Two guests with blank drives: each way begins from nothing.
+fn config(binaries: &Path, kernel: &str) -> Config {
+    let share = Some(binaries.to_path_buf());
+    Config { nodes: 2, kernel: kernel.into(), fresh: true, share, ..Config::default() }
+}
+
+/// Whether the case passes, and its line in the table.
+fn verdict(both: &Result<(Seen, Seen)>) -> (bool, String) {
+    let (plain, ours) = match both {
+        Ok(seen) => seen,
+        Err(error) => return (false, format!("FAILED: {error:#}")),
+    };
+    let line = format!("plain: {}; ours: {}", plain.text, ours.text);
+    match (plain.harm, ours.harm) {
+        (true, false) => (true, format!("passed; {line}")),
+        (false, false) => (false, format!("FAILED, this kernel does no harm the plain way; {line}")),
+        (_, true) => (false, format!("FAILED, our way does harm; {line}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(plain: bool, ours: bool) -> Result<(Seen, Seen)> {
+        let seen = |harm| Seen { harm, text: String::new() };
+        Ok((seen(plain), seen(ours)))
+    }
+
+    #[test]
+    fn a_case_passes_only_if_the_plain_way_harms_and_ours_does_not() {
+        assert!(verdict(&both(true, false)).0);
+        assert!(!verdict(&both(true, true)).0);
+        assert!(!verdict(&both(false, true)).0);
+        let (passed, line) = verdict(&both(false, false));
+        assert!(!passed && line.contains("no harm the plain way"), "{line}");
+        assert!(!verdict(&Err(anyhow::anyhow!("a guest fell over"))).0);
+    }
+}
