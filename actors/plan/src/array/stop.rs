@@ -43,8 +43,8 @@ pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
 /// success on the local copy, then delete the controllers, unmount lazily, stop the array. The data are kept.
 pub(super) fn depose(volume: VolumeId, epoch: Epoch, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
     let status = report(look, Some(Reason::Deposed { epoch }));
-    let connected = look.connections.keys().any(|key| key.epoch < epoch);
-    if !look.live_mounts.is_empty() && !(mutant::on(Mutant::ReleaseBeforeShutdown) && connected) {
+    let too_early = mutant::on(Mutant::ReleaseBeforeShutdown) && look.connections.keys().any(|key| key.epoch < epoch);
+    if !(look.live_mounts.is_empty() || too_early) {
         return Plan::step(Op::ShutdownFilesystem { volume }, status);
     }
     // Kernel holders (dm, loop) cannot be killed: stay frozen and say so.
