@@ -8,6 +8,9 @@
 mod cluster;
 mod nemesis;
 mod oracle;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+mod repair_tests;
 mod run;
 mod workload;
 
