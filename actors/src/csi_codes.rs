@@ -45,6 +45,12 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::NoPort
         | Reason::NoAddress
         | Reason::Failing { .. }
+        | Reason::NodeSilent { .. }
+        | Reason::NodeDeleted { .. }
+        | Reason::Replacing { .. }
+        | Reason::Moving { .. }
+        | Reason::NoRoom { .. }
+        | Reason::StillInSync { .. }
         | Reason::Releasing
         | Reason::DeletedByHand
         | Reason::Deposed { .. } => Verdict::Hold,

@@ -22,6 +22,7 @@ use meshstor_kernel::id::ReplicaId;
 use meshstor_plan::placement::Shortage;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::Status;
 
 /// One call at work.
@@ -114,7 +115,7 @@ impl Create {
 
     async fn new_volume(&self) -> Result<MeshStorVolume, ControlError> {
         let parameters = &self.request.parameters;
-        let seconds = parameters.member_missing_timeout.as_secs();
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         let spec = VolumeSpec {
             volume_id: (self.context.config.new_id)().to_string(),
             cluster_id: self.context.writer.cluster().await?.to_string(),
@@ -123,8 +124,10 @@ impl Create {
             stripe_width: parameters.stripe_width.into(),
             sector_size: parameters.sector_size.bytes(),
             filesystem: self.request.filesystem.as_str().to_string(),
-            member_missing_timeout_seconds: u32::try_from(seconds).unwrap_or(u32::MAX),
+            member_missing_timeout_seconds: seconds(parameters.member_missing_timeout),
             local_copy: local_copy(parameters.local_copy),
+            relocation_delay_seconds: parameters.relocation_delay.map(seconds),
+            dismissed: Vec::new(),
             attachment: Attachment::default(),
             deletion_requested: None,
         };
@@ -207,6 +210,11 @@ pub(crate) fn differing(parameters: &request::VolumeParameters, spec: &VolumeSpe
             "memberMissingTimeout",
             spec.member_missing_timeout_seconds.to_string(),
             parameters.member_missing_timeout.as_secs().to_string(),
+        ),
+        (
+            "relocationDelay",
+            spec.relocation_delay_seconds.map_or("never".to_string(), |seconds| seconds.to_string()),
+            parameters.relocation_delay.map_or("never".to_string(), |delay| delay.as_secs().to_string()),
         ),
         ("localCopy", word(spec.local_copy).to_string(), parameters.local_copy.as_str().to_string()),
     ];

@@ -26,6 +26,7 @@ mod names;
 mod offers;
 mod publish;
 mod reconcile;
+mod repair;
 mod reserve;
 mod telemetry;
 mod unpublish;
@@ -61,6 +62,8 @@ pub struct ControllerConfig {
     pub resync: Duration,
     /// The loop looks again at a volume whose step failed, or that waits for something without hints, after this long.
     pub retry: Duration,
+    /// The loop looks again at a volume that is being repaired, or misses a copy, after this long.
+    pub repair_poll: Duration,
     /// The wall clock: for heartbeats and for times written into objects, never for timers.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Where the identities of new volumes come from.
@@ -77,6 +80,7 @@ impl Default for ControllerConfig {
             poll: Duration::from_millis(500),
             resync: Duration::from_secs(60),
             retry: Duration::from_secs(2),
+            repair_poll: Duration::from_secs(5),
             now: Arc::new(Timestamp::now),
             new_id: Arc::new(Uuid::new_v4),
         }
@@ -93,6 +97,7 @@ impl fmt::Debug for ControllerConfig {
             .field("poll", &self.poll)
             .field("resync", &self.resync)
             .field("retry", &self.retry)
+            .field("repair_poll", &self.repair_poll)
             .finish_non_exhaustive()
     }
 }
@@ -104,6 +109,7 @@ pub(crate) struct Context {
     pub(crate) hints: Hints,
     pub(crate) awaited: Awaited,
     pub(crate) inflight: Inflight,
+    pub(crate) refusals: repair::Refusals,
 }
 
 impl Context {
@@ -125,7 +131,8 @@ impl Controller {
     pub fn new(client: kube::Client, config: ControllerConfig) -> Controller {
         let writer = Writer::new(client, config.api_timeout);
         let (hints, awaited, inflight) = (Hints::default(), Awaited::default(), Inflight::default());
-        Controller { context: Arc::new(Context { writer, config, hints, awaited, inflight }) }
+        let refusals = repair::Refusals::default();
+        Controller { context: Arc::new(Context { writer, config, hints, awaited, inflight, refusals }) }
     }
 
     /// The CSI controller service, to be put behind `proto::controller_server::ControllerServer`.
@@ -134,7 +141,7 @@ impl Controller {
     }
 
     /// Runs the loop until `shutdown` ends. Without it calls still work, but slower (they poll), and nothing that needs
-    /// no call happens: new epochs after reboots, returns of departed copies, deletions left half done.
+    /// no call happens: new epochs after reboots, returns of departed copies, repair, deletions left half done.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = loops::run(Arc::clone(&self.context)) => {}

@@ -119,7 +119,8 @@ impl Publish {
         let Some(boot) = boot else {
             return Ok(Step::Wait(format!("the boot id of node {node} is awaited (its status.bootID is empty)")));
         };
-        let new = Attachment { epoch: epoch + 1, consumer: Some(node.clone()), consumer_boot: Some(boot) };
+        let since = Some(self.context.timestamp());
+        let new = Attachment { epoch: epoch + 1, consumer: Some(node.clone()), consumer_boot: Some(boot), since };
         let patch = patch::attachment(volume, &new).map_err(ControlError::from)?;
         match self.context.writer.patch::<MeshStorVolume>(name, Endpoint::Main, patch).await {
             Ok(()) => {

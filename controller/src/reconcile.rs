@@ -2,7 +2,7 @@
 //!
 //! Called by `loops` after a hint or a timer. Level-triggered: it looks at the volume as it is now and brings it one step
 //! on; several controllers may do so at once, compare-and-swap sorts them out. In this order, because each of them makes
-//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, conditions.
+//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, conditions, repair.
 
 use crate::Context;
 use crate::decide;
@@ -10,6 +10,7 @@ use crate::delete::{self, Progress};
 use crate::error::ControlError;
 use crate::exports;
 use crate::names;
+use crate::repair;
 use crate::telemetry::{self, EpochCause};
 use crate::writer::Endpoint;
 use meshstor_api::node::MeshStorNode;
@@ -51,7 +52,10 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Next, Con
     if follow_boot(context, &volume).await? || exports::push(context, &volume, &record, &replicas).await? {
         return Ok(soon);
     }
-    report(context, &volume, Ok(&record)).await
+    match report(context, &volume, Ok(&record)).await? {
+        Next::Rest => Ok(repair::step(context, &volume, &record, &replicas).await?.unwrap_or(Next::Rest)),
+        again => Ok(again),
+    }
 }
 
 /// A consumer that rebooted gets a new epoch: commands of its former life must not land later (K4). Returns whether
@@ -70,7 +74,8 @@ async fn follow_boot(context: &Context, volume: &MeshStorVolume) -> Result<bool,
     // Only what a node itself says of its boot counts; silence says nothing.
     let Some(boot) = boot.filter(|boot| attachment.consumer_boot.as_ref() != Some(boot)) else { return Ok(false) };
     let epoch = attachment.epoch + 1;
-    let new = Attachment { epoch, consumer: Some(consumer.clone()), consumer_boot: Some(boot.clone()) };
+    let since = attachment.since.clone();
+    let new = Attachment { epoch, consumer: Some(consumer.clone()), consumer_boot: Some(boot.clone()), since };
     let patch = patch::attachment(volume, &new)?;
     match context.writer.patch::<MeshStorVolume>(name, Endpoint::Main, patch).await {
         Ok(()) => {

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 /// Words of a node's conditions that mean it will not accept this reservation, however long we wait.
-const REFUSALS: [&str; 3] = ["NoSpace", "DriveRefused", "DriveGone"];
+pub(crate) const REFUSALS: [&str; 3] = ["NoSpace", "DriveRefused", "DriveGone"];
 
 /// Refusals in a row after which a reservation is left as it is.
 const LOOKS_MAX: usize = 16;
@@ -245,7 +245,7 @@ impl Reservations {
 }
 
 /// The object of a reservation. Its finalizer is the node's: it goes when the partition is gone.
-fn reservation(volume: &MeshStorVolume, id: ReplicaId, pick: &Pick) -> MeshStorReplica {
+pub(crate) fn reservation(volume: &MeshStorVolume, id: ReplicaId, pick: &Pick) -> MeshStorReplica {
     let name = volume.metadata.name.clone().unwrap_or_default();
     let spec = ReplicaSpec {
         volume: name.clone(),
@@ -256,6 +256,8 @@ fn reservation(volume: &MeshStorVolume, id: ReplicaId, pick: &Pick) -> MeshStorR
         drive: pick.drive.0.clone(),
         partition_bytes: placement::partition_bytes(volume.spec.size_bytes),
         role: ReplicaRole::Member,
+        move_to: None,
+        retired_by: None,
         export: ExportSpec::default(),
         tombstone: None,
     };

@@ -7,6 +7,8 @@ const CAS_REFUSED: &str = "meshstor_controller_cas_refused_total";
 const RESERVATIONS_REFUSED: &str = "meshstor_controller_reservations_refused_total";
 const EPOCHS: &str = "meshstor_controller_epochs_total";
 const RECONCILED: &str = "meshstor_controller_reconciled_total";
+const RETIRED: &str = "meshstor_controller_copies_retired_total";
+const RESERVED: &str = "meshstor_controller_copies_added_total";
 const UNREADABLE: &str = "meshstor_controller_unreadable_objects_total";
 
 /// Tells the metrics recorder what our metrics mean; call it once after a recorder is installed.
@@ -16,6 +18,8 @@ pub fn describe_metrics() {
     metrics::describe_counter!(RESERVATIONS_REFUSED, "Reservations placed elsewhere because no node accepted them");
     metrics::describe_counter!(EPOCHS, "New epochs, by cause");
     metrics::describe_counter!(RECONCILED, "Looks at a volume by the background loop, by outcome");
+    metrics::describe_counter!(RETIRED, "Copies that the controller told to leave, by cause");
+    metrics::describe_counter!(RESERVED, "Copies added to volumes that live: replacements and moves");
     metrics::describe_counter!(UNREADABLE, "Custom resources left out of a list because they cannot be read, by kind");
 }
 
@@ -50,6 +54,14 @@ pub(crate) fn epoch(cause: EpochCause) {
 
 pub(crate) fn reconciled(ok: bool) {
     metrics::counter!(RECONCILED, "outcome" => if ok { "ok" } else { "failed" }).increment(1);
+}
+
+pub(crate) fn retired(cause: &'static str) {
+    metrics::counter!(RETIRED, "cause" => cause).increment(1);
+}
+
+pub(crate) fn reserved() {
+    metrics::counter!(RESERVED).increment(1);
 }
 
 pub(crate) fn unreadable(kind: String) {

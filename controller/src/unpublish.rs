@@ -38,7 +38,7 @@ pub(crate) async fn unpublish(context: Arc<Context>, volume: String, node: Optio
                 "volume {volume} went from epoch {epoch} to {now} while this call ran; ask again"
             )));
         }
-        let new = Attachment { epoch: epoch + 1, consumer: None, consumer_boot: None };
+        let new = Attachment { epoch: epoch + 1, consumer: None, consumer_boot: None, since: None };
         let patch = patch::attachment(&found, &new).map_err(ControlError::from)?;
         match context.writer.patch::<MeshStorVolume>(&volume, Endpoint::Main, patch).await {
             Ok(()) => {

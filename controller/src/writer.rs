@@ -7,7 +7,7 @@
 use crate::error::ControlError;
 use crate::telemetry;
 use json_patch::Patch;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, PatchParams, PostParams, Preconditions, Resource,
 };
@@ -69,6 +69,13 @@ impl Writer {
             uid.parse().map_err(|_| ControlError::ClusterUnknown { uid })
         };
         self.cluster.get_or_try_init(ask).await.copied()
+    }
+
+    /// Whether Kubernetes has a node of this name.
+    pub(crate) async fn node_exists(&self, name: &str) -> Result<bool, ControlError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let answer = self.in_time(api.get_metadata_opt(name)).await;
+        Ok(answer.map_err(|source| failed(&format!("node {name}"), source))?.is_some())
     }
 
     /// One object as it stands now; `None` when there is none.

@@ -169,6 +169,7 @@ impl Suite {
             }
             "wm" => Op::SetWriteMostly { volume, component: self.component(word(1)?).await?, on: word(2)? == "on" },
             "bitmap" => Op::AddBitmap { volume },
+            "nobitmap" => Op::RemoveBitmap { volume },
             "disks" => Op::SetRaidDisks { volume, count: number(word(1)?)? },
             "stop" => Op::StopArray { volume },
             "stopforeign" => Op::StopForeignArray { name: word(1)?.into() },

@@ -3,6 +3,8 @@
 //! Made only by plans, carried out only by implementations of [`crate::Kernel`]. Every operation is idempotent:
 //! when what it asks for is already so, it answers [`Changed::No`]. An operation that failed may have happened.
 
+mod name;
+
 use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, Unclaimed};
 use crate::id::{DriveId, Epoch, ExportKey, NodeName, Nqn, ReplicaKey, VolumeId};
 use std::collections::BTreeSet;
@@ -167,6 +169,16 @@ pub enum Op {
         /// Device path.
         device: String,
     },
+    /// Make MD fail one of this node's own partitions, which has no controller to delete. Only after the record is without
+    /// it. Refused while a superblock is being written: on the last member `faulty` breaks the array for good.
+    FailMember {
+        /// Volume.
+        volume: VolumeId,
+        /// Kernel name of the component that leaves.
+        component: String,
+        /// The survivor.
+        evidence: OtherCopyInSync,
+    },
     /// Detach a member that MD has already failed.
     RemoveFaulty {
         /// Volume.
@@ -194,6 +206,11 @@ pub enum Op {
     },
     /// Give the array an internal bitmap (before a second member joins).
     AddBitmap {
+        /// Volume.
+        volume: VolumeId,
+    },
+    /// Take the bitmap away again (one copy alone needs none, and writes twice as fast).
+    RemoveBitmap {
         /// Volume.
         volume: VolumeId,
     },
@@ -287,45 +304,6 @@ impl Op {
             _ => Duration::from_secs(20),
         }
     }
-
-    /// Short name: metric label and test trace.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Op::LabelDrive { .. } => "label-drive",
-            Op::AddPartition { .. } => "add-partition",
-            Op::AnnouncePartition { .. } => "announce-partition",
-            Op::BlankPartition { .. } => "blank-partition",
-            Op::WriteRecord { .. } => "write-record",
-            Op::RemovePartition { .. } => "remove-partition",
-            Op::Export { .. } => "export",
-            Op::Fence { .. } => "fence",
-            Op::RemoveExport { .. } => "remove-export",
-            Op::Connect { .. } => "connect",
-            Op::Disconnect { .. } => "disconnect",
-            Op::DropMember { .. } => "drop-member",
-            Op::Abandon { .. } => "abandon",
-            Op::CreateArray { .. } => "create-array",
-            Op::AssembleArray { .. } => "assemble-array",
-            Op::ActivateArray { .. } => "activate-array",
-            Op::MergeBitmap { .. } => "merge-bitmap",
-            Op::ReleaseSync { .. } => "release-sync",
-            Op::ReAddMember { .. } => "re-add-member",
-            Op::AddMember { .. } => "add-member",
-            Op::RemoveFaulty { .. } => "remove-faulty",
-            Op::FreezeWrites { .. } => "freeze-writes",
-            Op::SetWriteMostly { .. } => "set-write-mostly",
-            Op::AddBitmap { .. } => "add-bitmap",
-            Op::SetRaidDisks { .. } => "set-raid-disks",
-            Op::StopArray { .. } => "stop-array",
-            Op::StopForeignArray { .. } => "stop-foreign-array",
-            Op::MakeFilesystem { .. } => "make-filesystem",
-            Op::Mount { .. } => "mount",
-            Op::BindMount { .. } => "bind-mount",
-            Op::Unmount { .. } => "unmount",
-            Op::KillOpeners { .. } => "kill-openers",
-            Op::ShutdownFilesystem { .. } => "shutdown-filesystem",
-        }
-    }
 }
 
 impl fmt::Display for Op {
@@ -359,12 +337,16 @@ impl fmt::Display for Op {
             Op::ActivateArray { volume }
             | Op::ReleaseSync { volume }
             | Op::AddBitmap { volume }
+            | Op::RemoveBitmap { volume }
             | Op::StopArray { volume }
             | Op::KillOpeners { volume }
             | Op::ShutdownFilesystem { volume } => write!(f, "{name} {}", volume.short()),
             Op::MergeBitmap { volume, chunks } => write!(f, "{name} {} {} chunks", volume.short(), chunks.len()),
             Op::ReAddMember { volume, device } | Op::AddMember { volume, device } => {
                 write!(f, "{name} {} {device}", volume.short())
+            }
+            Op::FailMember { volume, component, evidence } => {
+                write!(f, "{name} {} {component} survivor {}", volume.short(), evidence.survivor())
             }
             Op::RemoveFaulty { volume, component } => write!(f, "{name} {} {component}", volume.short()),
             Op::FreezeWrites { volume, component, frozen } => {

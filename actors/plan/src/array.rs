@@ -2,7 +2,8 @@
 //! members come and go, and lets go when the volume is unstaged or has a new consumer.
 //!
 //! Called by the array actor's shell on the consumer. `start` gets an array running (docs/protocol.md, rule 4,
-//! *activate*), `run` keeps it (rules 1 to 3 and 6), `stop` ends it (rule 7 and the orderly end).
+//! *activate*), `run` keeps it (rules 1 to 3 and 6), `leave` takes
+//! copies out that are to go, `stop` ends it (rule 7 and the orderly end).
 //!
 //! ```text
 //!  absent ─create/assemble (read-only, sync frozen)─▶ assembled ─record-activate─▶ recorded ─activate-array─▶ frozen
@@ -13,6 +14,7 @@
 //! It never removes the last in-sync member (P8), never takes a member into the record before that member's own
 //! superblock says so (P7), and never formats or mounts: that is `stage`.
 
+mod leave;
 mod run;
 mod start;
 mod stop;
@@ -310,6 +312,9 @@ fn change(record: &VolumeRecord, change: crate::record::Change) -> RecordOp {
     RecordOp { expect: record.expect(), change }
 }
 
+#[cfg(test)]
+#[path = "array/leave_tests.rs"]
+mod leave_tests;
 #[cfg(test)]
 #[path = "array_tests.rs"]
 mod tests;

@@ -7,9 +7,9 @@ use crate::testing::{cluster, key, listen, record as drive_record, volume};
 use meshstor_kernel::facts::*;
 use meshstor_kernel::id::ReplicaKey;
 
-const EPOCH: Epoch = 4;
+pub(super) const EPOCH: Epoch = 4;
 
-fn life(replica: u32, generation: u64) -> ExportKey {
+pub(super) fn life(replica: u32, generation: u64) -> ExportKey {
     ExportKey { replica: ReplicaKey { ..key(replica) }, epoch: EPOCH, generation }
 }
 
@@ -38,7 +38,7 @@ fn superblock(slot: u16, events: u64) -> Superblock {
     }
 }
 
-fn probe(slot: u16, events: u64) -> MemberProbe {
+pub(super) fn probe(slot: u16, events: u64) -> MemberProbe {
     MemberProbe {
         superblock: Some(superblock(slot, events)),
         record: Some(drive_record(slot.into(), EPOCH, 0)),
@@ -51,7 +51,7 @@ fn blank(device: &str) -> MemberProbe {
     MemberProbe { superblock: None, record: None, blank: BlankData::from_bytes(device, &zeros, &zeros) }
 }
 
-fn connection() -> ConnectionFact {
+pub(super) fn connection() -> ConnectionFact {
     let controller = ControllerFact { state: "live".into(), address: listen(Transport::Tcp) };
     let head = BlockDevice {
         name: "nvme3n1".into(),
@@ -67,7 +67,7 @@ fn connection() -> ConnectionFact {
     }
 }
 
-fn member(slot: u32, flags: &[&str]) -> MemberFact {
+pub(super) fn member(slot: u32, flags: &[&str]) -> MemberFact {
     MemberFact { flags: flags.iter().map(|f| f.to_string()).collect(), slot: Some(slot) }
 }
 
@@ -94,7 +94,7 @@ fn array() -> ArrayFact {
     }
 }
 
-fn replica(node: &str, local: bool, generation: u64) -> ReplicaRecord {
+pub(super) fn replica(node: &str, local: bool, generation: u64) -> ReplicaRecord {
     let listen = if local { BTreeSet::new() } else { [listen(Transport::Tcp)].into() };
     ReplicaRecord {
         node: NodeName(node.into()),
@@ -106,7 +106,7 @@ fn replica(node: &str, local: bool, generation: u64) -> ReplicaRecord {
     }
 }
 
-fn ids(list: &[u32]) -> BTreeSet<ReplicaId> {
+pub(super) fn ids(list: &[u32]) -> BTreeSet<ReplicaId> {
     list.iter().map(|r| ReplicaId(*r)).collect()
 }
 
@@ -157,46 +157,46 @@ fn look() -> ArrayLook {
 }
 
 /// A look whose parts tests can reach without ceremony.
-struct At(ArrayLook);
+pub(super) struct At(pub(super) ArrayLook);
 
 impl At {
-    fn healthy() -> At {
+    pub(super) fn healthy() -> At {
         At(look())
     }
-    fn stopped() -> At {
+    pub(super) fn stopped() -> At {
         At(ArrayLook { array: None, ..look() })
     }
-    fn record(&mut self) -> &mut VolumeRecord {
+    pub(super) fn record(&mut self) -> &mut VolumeRecord {
         match &mut self.0.record {
             RecordLook::Fresh(r) => r,
             _ => panic!("no record"),
         }
     }
-    fn array(&mut self) -> &mut ArrayFact {
+    pub(super) fn array(&mut self) -> &mut ArrayFact {
         self.0.array.as_mut().unwrap()
     }
-    fn member(&mut self, name: &str) -> &mut MemberFact {
+    pub(super) fn member(&mut self, name: &str) -> &mut MemberFact {
         self.array().members.get_mut(name).unwrap()
     }
-    fn wire(&mut self) -> &mut ConnectionFact {
+    pub(super) fn wire(&mut self) -> &mut ConnectionFact {
         self.0.connections.get_mut(&life(1, 0)).unwrap()
     }
-    fn probe(&mut self, replica: u32) -> &mut MemberProbe {
+    pub(super) fn probe(&mut self, replica: u32) -> &mut MemberProbe {
         self.0.candidates.get_mut(&life(replica, 0)).unwrap().probe.as_mut().unwrap()
     }
-    fn plan(&self) -> Plan<ArrayReport> {
+    pub(super) fn plan(&self) -> Plan<ArrayReport> {
         Array::plan(Some(&ArrayWish { volume: volume(), staged: true }), &self.0)
     }
-    fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         self.plan().next.as_ref().map_or("rest", Step::name)
     }
-    fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         self.plan().status.reason.map_or("none", |r| r.word())
     }
 }
 
 /// The remote copy was taken out under generation 0 and is offered anew under generation 1.
-fn returning() -> At {
+pub(super) fn returning() -> At {
     let mut at = At::healthy();
     at.record().in_sync = Some(ids(&[0]));
     at.record().departures = [(ReplicaId(1), DepartureRecord { epoch: EPOCH, generation: 0, events: 9 })].into();

@@ -106,7 +106,7 @@ impl Machine for Export {
         let current = (wish.epoch, wish.generation);
         let Some(partition) = &look.partition else {
             // The copy is gone on request; what is left of its exports has to go as well.
-            let leftovers = wish.tombstoned.then(|| fence_older(wish, look, current)).flatten();
+            let leftovers = wish.tombstoned.then(|| fence_older(wish, look)).flatten();
             return leftovers.unwrap_or_else(|| rest(look, Reason::AwaitingPartition { replica: key.replica }));
         };
         let Some(record) = &partition.record else {
@@ -115,7 +115,7 @@ impl Machine for Export {
         if wish.epoch < record.epoch && !mutant::on(Mutant::FloorIgnored) {
             return rest(look, Reason::EpochRegressed { drive: record.epoch, record: wish.epoch });
         }
-        if let Some(plan) = fence_older(wish, look, current) {
+        if let Some(plan) = fence_older(wish, look) {
             return plan;
         }
         // Somebody else's assembly (udev's md127) over our partition: taken down unless it is in use.
@@ -162,12 +162,18 @@ fn rest(look: &ExportLook, reason: Reason) -> Plan<ExportReport> {
     Plan::rest(ExportReport { reason: Some(reason), ..report(look) })
 }
 
+/// The one export that stays: none when the consumer is this node, or is nobody, or the copy is to be wiped.
+fn kept(wish: &ExportWish, look: &ExportLook) -> Option<(Epoch, Generation)> {
+    let served = wish.consumer.as_ref().filter(|consumer| **consumer != look.me && !wish.tombstoned);
+    served.map(|_| (wish.epoch, wish.generation))
+}
+
 /// Fences, then removes, every export that is not the wanted one. A port's number is in quarantine before its objects go.
-fn fence_older(wish: &ExportWish, look: &ExportLook, current: (Epoch, Generation)) -> Option<Plan<ExportReport>> {
+fn fence_older(wish: &ExportWish, look: &ExportLook) -> Option<Plan<ExportReport>> {
     if mutant::on(Mutant::FenceSkipped) {
         return None;
     }
-    let keep = wish.consumer.as_ref().filter(|c| **c != look.me && !wish.tombstoned).map(|_| current);
+    let keep = kept(wish, look);
     let stale = || look.exports.entries.iter().filter(|(k, _)| Some((k.epoch, k.generation)) != keep);
     // All unlinks first: a hung drain of one must not keep another one answering.
     if let Some((key, _)) = stale().find(|(_, e)| e.enabled || !e.ports.is_empty()) {
@@ -195,8 +201,9 @@ fn dialled(key: &ExportKey, entry: &ExportEntry) -> BTreeSet<(u16, Epoch, NodeNa
 
 /// Every number that still waits to be recorded as quarantined.
 fn to_retire(wish: &ExportWish, look: &ExportLook) -> BTreeSet<(u16, Epoch, NodeName)> {
-    let current = (wish.epoch, wish.generation);
-    let dead = look.exports.entries.iter().filter(|(k, e)| (k.epoch, k.generation) != current && e.ports.is_empty());
+    let keep = kept(wish, look);
+    let stale = look.exports.entries.iter().filter(|(k, _)| Some((k.epoch, k.generation)) != keep);
+    let dead = stale.filter(|(_, e)| e.ports.is_empty());
     dead.flat_map(|(k, e)| dialled(k, e)).filter(|(port, ..)| !look.quarantined.contains(port)).collect()
 }
 

@@ -172,3 +172,20 @@ fn an_assembly_that_udev_made_is_taken_down() {
     l.partition.as_mut().unwrap().holders.insert("md127".into());
     assert_eq!(plan(&l).next, Some(Step::Kernel(Op::StopForeignArray { name: "md127".into() })));
 }
+
+#[test]
+fn a_buried_copys_export_goes_even_in_its_own_epoch() {
+    let mut w = wish(3, Some("c"));
+    w.tombstoned = true;
+    let mut l = look(w, 3);
+    l.exports.entries.insert(at(3), entry(true, "c"));
+    assert_eq!(plan(&l).next, Some(Step::Kernel(Op::Fence { key: at(3) })));
+    l.exports.entries.insert(at(3), entry(false, "c"));
+    l.partition = None;
+    let waiting = plan(&l);
+    assert_eq!(name(&waiting), "rest");
+    let retire: BTreeSet<u16> = waiting.status.retire.iter().map(|(port, ..)| *port).collect();
+    assert!(!retire.is_empty(), "its number has to be recorded before its objects may go");
+    l.quarantined = retire;
+    assert_eq!(plan(&l).next, Some(Step::Kernel(Op::RemoveExport { key: at(3) })));
+}

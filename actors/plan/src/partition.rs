@@ -3,6 +3,7 @@
 //! Called by the partition actor's shell. It never makes a partition anew where one with data has been (P1), never
 //! uses a drive that is not ours (P3), and removes only on a tombstone that names this very partition (rule 10).
 
+use crate::array::RecordLook;
 use crate::drive::{DriveUsage, refusal};
 use crate::{Machine, Plan, Reason};
 use meshstor_kernel::facts::{DriveClass, DriveFact, EpochRecord, ExportFact, Extent, PartitionFact, Unclaimed};
@@ -45,6 +46,8 @@ pub struct TombstoneWish {
     pub cluster: ClusterId,
     /// Volume in its record.
     pub volume: VolumeId,
+    /// The volume lives on without this copy: its record is asked at the time of the wipe.
+    pub living: bool,
 }
 
 /// What was observed.
@@ -56,6 +59,8 @@ pub struct PartitionLook {
     pub partition: Option<PartitionFact>,
     /// Exports of the same replica.
     pub exports: ExportFact,
+    /// The volume's record, read now, where a tombstone says that the volume lives on.
+    pub record: Option<RecordLook>,
 }
 
 /// How far a partition is.
@@ -187,6 +192,9 @@ fn remove(
         let why = "the tombstone names another partition, volume or cluster than the drive".to_string();
         return kept(Reason::DriveRefused { why });
     }
+    if let Some(reason) = spared(wish, tombstone, look) {
+        return kept(reason);
+    }
     match Unclaimed::prove(wish.key, partition, &look.exports) {
         Some(evidence) => Plan::step(
             Op::RemovePartition { evidence },
@@ -200,6 +208,24 @@ fn remove(
 fn orphan(partition: &PartitionFact, look: &PartitionLook) -> Option<Unclaimed> {
     let record = partition.record.as_ref()?;
     Unclaimed::prove(ReplicaKey { volume: record.volume, replica: record.replica }, partition, &look.exports)
+}
+
+/// Why a copy of a volume that lives on may not be wiped now: the record has to say that others hold everything.
+fn spared(wish: &PartitionWish, tombstone: &TombstoneWish, look: &PartitionLook) -> Option<Reason> {
+    match &look.record {
+        _ if !tombstone.living => None,
+        None | Some(RecordLook::Unreachable) => Some(Reason::ApiUnreachable),
+        // Deleted since, by its own intent: the tombstone stands.
+        Some(RecordLook::Missing) => None,
+        Some(RecordLook::Fresh(record)) => match &record.in_sync {
+            _ if record.foreign.is_some() => {
+                Some(Reason::RecordLost { what: "the record is not this object's".into() })
+            }
+            None => Some(Reason::RecordLost { what: "status.inSync is absent".into() }),
+            Some(set) if set.contains(&wish.key.replica) => Some(Reason::StillInSync { replica: wish.key.replica }),
+            Some(_) => None,
+        },
+    }
 }
 
 fn busy(partition: &PartitionFact) -> Reason {

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::Step;
+use crate::record::VolumeRecord;
 use crate::testing::*;
 use meshstor_kernel::facts::ExportEntry;
-use meshstor_kernel::id::ExportKey;
+use meshstor_kernel::id::{ExportKey, ReplicaId};
 
 fn wish() -> PartitionWish {
     PartitionWish {
@@ -20,7 +21,7 @@ fn wish() -> PartitionWish {
 }
 
 fn look(partition: Option<PartitionFact>) -> PartitionLook {
-    PartitionLook { drive: Some(our_drive()), partition, exports: ExportFact::default() }
+    PartitionLook { drive: Some(our_drive()), partition, exports: ExportFact::default(), record: None }
 }
 
 fn op(plan: &Plan<PartitionReport>) -> &'static str {
@@ -28,7 +29,8 @@ fn op(plan: &Plan<PartitionReport>) -> &'static str {
 }
 
 fn tombstoned() -> PartitionWish {
-    let tombstone = TombstoneWish { partition_uuid: key(0).partition_uuid(), cluster: cluster(), volume: volume() };
+    let tombstone =
+        TombstoneWish { partition_uuid: key(0).partition_uuid(), cluster: cluster(), volume: volume(), living: false };
     PartitionWish { tombstone: Some(tombstone), was_ready: true, ..wish() }
 }
 
@@ -108,4 +110,26 @@ fn a_removed_partition_is_reported_only_while_its_drive_is_there() {
     assert_eq!(Partition::plan(Some(&tombstoned()), &at).status.state, PartitionState::Removed);
     let gone = PartitionLook { drive: None, ..at };
     assert_eq!(Partition::plan(Some(&tombstoned()), &gone).status.reason, Some(Reason::DriveGone));
+}
+
+#[test]
+fn a_copy_of_a_living_volume_is_wiped_only_when_the_record_is_without_it_now() {
+    let mut dismissed = tombstoned();
+    if let Some(tombstone) = &mut dismissed.tombstone {
+        tombstone.living = true;
+    }
+    let with = |record: Option<RecordLook>| {
+        let plan = Partition::plan(Some(&dismissed), &PartitionLook { record, ..look(Some(partition(0))) });
+        (plan.next.is_some(), plan.status.reason.map_or("none", |reason| reason.word()))
+    };
+    let recorded = |set: Option<&[u32]>| {
+        let in_sync = set.map(|set| set.iter().map(|id| ReplicaId(*id)).collect());
+        Some(RecordLook::Fresh(Box::new(VolumeRecord { in_sync, ..crate::testing::volume_record() })))
+    };
+    assert_eq!(with(None), (false, "ApiUnreachable"));
+    assert_eq!(with(Some(RecordLook::Unreachable)), (false, "ApiUnreachable"));
+    assert_eq!(with(recorded(None)), (false, "RecordLost"));
+    assert_eq!(with(recorded(Some(&[0, 1]))), (false, "StillInSync"));
+    assert_eq!(with(recorded(Some(&[1, 2]))), (true, "Releasing"));
+    assert_eq!(with(Some(RecordLook::Missing)), (true, "Releasing"), "deleted by its own intent");
 }

@@ -106,6 +106,40 @@ pub enum Reason {
         /// The error's sentence.
         error: String,
     },
+    /// A node's agent has not been heard of.
+    NodeSilent {
+        /// Which.
+        node: String,
+        /// How long, in words.
+        why: String,
+    },
+    /// A node is silent and its Node object is gone: it was taken out of the cluster.
+    NodeDeleted {
+        /// Which.
+        node: String,
+    },
+    /// A lost copy is being replaced.
+    Replacing {
+        /// The lost one.
+        replica: ReplicaId,
+        /// The new one.
+        by: ReplicaId,
+    },
+    /// A copy is to leave and waits for its successor.
+    Moving {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// There is no place for one more copy.
+    NoRoom {
+        /// For what, and why not.
+        what: String,
+    },
+    /// A copy that is to be wiped is recorded as complete.
+    StillInSync {
+        /// Which.
+        replica: ReplicaId,
+    },
     /// Something that is being undone: stop, disconnect, removal.
     Releasing,
     /// The object is being deleted by hand, without a recorded DeleteVolume: served on.
@@ -143,6 +177,12 @@ impl Reason {
             Reason::NoPort => "NoPort",
             Reason::NoAddress => "NoAddress",
             Reason::Failing { .. } => "Failing",
+            Reason::NodeSilent { .. } => "NodeSilent",
+            Reason::NodeDeleted { .. } => "NodeDeleted",
+            Reason::Replacing { .. } => "Replacing",
+            Reason::Moving { .. } => "Moving",
+            Reason::NoRoom { .. } => "NoRoom",
+            Reason::StillInSync { .. } => "StillInSync",
             Reason::Releasing => "Releasing",
             Reason::DeletedByHand => "DeletedByHand",
             Reason::Deposed { .. } => "Deposed",
@@ -173,6 +213,12 @@ impl Reason {
         "NoPort",
         "NoAddress",
         "Failing",
+        "NodeSilent",
+        "NodeDeleted",
+        "Replacing",
+        "Moving",
+        "NoRoom",
+        "StillInSync",
         "Releasing",
         "DeletedByHand",
         "Deposed",
@@ -227,6 +273,14 @@ impl fmt::Display for Reason {
             Reason::NoPort => f.write_str("no free port in the configured range"),
             Reason::NoAddress => f.write_str("this node has no address to export on"),
             Reason::Failing { error } => write!(f, "retrying: {error}"),
+            Reason::NodeSilent { node, why } => write!(f, "node {node} is silent: {why}"),
+            Reason::NodeDeleted { node } => write!(f, "node {node} is silent and has no Node object any more"),
+            Reason::Replacing { replica, by } => write!(f, "{replica} is lost, {by} is being made in its place"),
+            Reason::Moving { replica } => write!(f, "{replica} leaves as soon as enough others are in sync"),
+            Reason::NoRoom { what } => write!(f, "there is no room {what}"),
+            Reason::StillInSync { replica } => {
+                write!(f, "{replica} is to be wiped and is recorded as in sync: kept until the record is without it")
+            }
             Reason::Releasing => f.write_str("being released"),
             Reason::DeletedByHand => f.write_str(
                 "the object was deleted by hand without DeleteVolume: data are kept and served; \

@@ -106,6 +106,7 @@ impl VolumeRecord {
     }
 
     /// The export of a replica that may be used now: fenced and exported for the current epoch, newer than its departure.
+    /// A complete copy is used for as long as it is one, even if it is to leave.
     pub fn usable_export(&self, replica: ReplicaId) -> Option<(ExportKey, &ExportRecord)> {
         let record = self.replicas.get(&replica)?;
         let export = record.export.as_ref()?;
@@ -113,7 +114,8 @@ impl VolumeRecord {
             self.departures.get(&replica).is_some_and(|d| (export.epoch, export.generation) <= (d.epoch, d.generation));
         let current = export.epoch == self.epoch && record.fenced_epoch == self.epoch && export.ready;
         let key = ExportKey { replica: self.key(replica), epoch: export.epoch, generation: export.generation };
-        (current && !departed && record.wanted).then_some((key, export))
+        let complete = self.in_sync.as_ref().is_some_and(|set| set.contains(&replica));
+        (current && !departed && (record.wanted || complete)).then_some((key, export))
     }
 
     /// What every compare-and-swap on this record tests.

@@ -1,5 +1,6 @@
 //! Fixtures of the plan tests: one volume, one drive, one partition, all healthy. Tests change what they are about.
 
+use crate::record::{FormatRecord, VolumeRecord};
 use meshstor_kernel::facts::*;
 use meshstor_kernel::id::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,4 +69,27 @@ pub fn partition(replica: u32) -> PartitionFact {
 
 pub fn listen(transport: Transport) -> Listen {
     Listen { transport, address: "10.77.0.12".parse().unwrap(), port: 20_001 }
+}
+
+/// A detached volume with nothing recorded.
+pub fn volume_record() -> VolumeRecord {
+    VolumeRecord {
+        name: "pvc-1".into(),
+        uid: "11111111-1111-4111-8111-111111111111".into(),
+        volume: volume(),
+        cluster: cluster(),
+        size_bytes: 1 << 30,
+        filesystem: "xfs".into(),
+        replica_count: 2,
+        epoch: 1,
+        consumer: None,
+        consumer_boot: None,
+        in_sync: None,
+        foreign: None,
+        activated_epoch: 1,
+        departures: BTreeMap::new(),
+        format: FormatRecord::Done,
+        released_epoch: 0,
+        replicas: BTreeMap::new(),
+    }
 }

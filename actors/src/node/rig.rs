@@ -124,6 +124,8 @@ impl Rig {
             filesystem: "xfs".into(),
             member_missing_timeout_seconds: 900,
             local_copy: LocalCopy::Preferred,
+            relocation_delay_seconds: None,
+            dismissed: vec![],
             attachment: Attachment::default(),
             deletion_requested: None,
         };
@@ -155,6 +157,8 @@ impl Rig {
             drive: self.drives[node].0.clone(),
             partition_bytes: GIB + (8 << 20),
             role: ReplicaRole::Member,
+            move_to: None,
+            retired_by: None,
             export: ExportSpec::default(),
             tombstone: None,
         };
@@ -175,7 +179,7 @@ impl Rig {
             None => None,
         };
         let consumer = consumer.map(str::to_string);
-        let attachment = Attachment { epoch, consumer: consumer.clone(), consumer_boot };
+        let attachment = Attachment { epoch, consumer: consumer.clone(), consumer_boot, since: None };
         let patch = patch::attachment(&stored, &attachment).unwrap();
         self.volumes().patch(VOLUME, &PatchParams::default(), &Patch::<()>::Json(patch)).await.unwrap();
         for replica in self.replicas().list(&Default::default()).await.unwrap() {

@@ -43,6 +43,7 @@ pub fn tombstone(object: &MeshStorReplica) -> Option<TombstoneWish> {
         partition_uuid: tombstone.partition_uuid.parse().ok()?,
         cluster: tombstone.cluster_id.parse().ok()?,
         volume: tombstone.volume_id.parse().ok()?,
+        living: tombstone.reason == "Dismissed",
     })
 }
 
@@ -53,11 +54,16 @@ impl World<Partition> for PartitionWorld {
         if let (Some(tombstone), Some(_)) = (wish.and_then(|wish| wish.tombstone.as_ref()), &partition) {
             self.confirm(tombstone).await?;
         }
+        let living = wish.and_then(|wish| wish.tombstone.as_ref()).is_some_and(|tombstone| tombstone.living);
+        let record = match living && partition.is_some() {
+            true => Some(self.env.read_record(self.key.volume).await.look),
+            false => None,
+        };
         let drive = match wish {
             Some(wish) => kernel.drive(&wish.drive).await?,
             None => None,
         };
-        Ok(PartitionLook { drive, partition, exports: kernel.exports(self.key).await? })
+        Ok(PartitionLook { drive, partition, exports: kernel.exports(self.key).await?, record })
     }
 
     async fn apply(&self, step: &Step) -> Result<Changed, Failure> {

@@ -66,7 +66,7 @@ impl Object<'_> {
 }
 
 /// The record of a volume. Of `replicas` only those count that belong to this very volume, by name and by volumeID;
-/// those that are to go (retiring, or with a tombstone) are there but not wanted.
+/// those that are to go (retiring, dismissed, or with a tombstone) are there but not wanted.
 pub fn volume_record<'a>(
     volume: &MeshStorVolume,
     replicas: impl IntoIterator<Item = &'a MeshStorReplica>,
@@ -197,7 +197,8 @@ fn replica_records<'a>(
         if replica.spec.volume != name || replica.spec.volume_id != volume.spec.volume_id {
             continue;
         }
-        let (id, record) = replica_record(replica)?;
+        let (id, mut record) = replica_record(replica)?;
+        record.wanted &= !volume.spec.dismissed.contains(&replica.spec.replica);
         if records.insert(id, record).is_some() {
             let other = replica.metadata.name.as_deref().unwrap_or_default();
             let object = Object { kind: "MeshStorReplica", name: other };

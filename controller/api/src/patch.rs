@@ -18,7 +18,7 @@ mod error;
 pub use error::{CasError, CasRefused, PatchError};
 
 use crate::condition::Condition;
-use crate::replica::{ExportSpec, MeshStorReplica, Tombstone};
+use crate::replica::{ExportSpec, MeshStorReplica, ReplicaRole, Tombstone};
 use crate::volume::{Attachment, DeletionRequest, FormatState, MeshStorVolume};
 use draft::{Draft, StatusDraft, name, uid, version, volume_draft};
 use json_patch::Patch;
@@ -65,6 +65,8 @@ pub fn record(op: &RecordOp, stored: &MeshStorVolume) -> Result<Patch, PatchErro
         }
         Change::Grow { replica } => {
             let mut new = known()?;
+            // Decided on the copy not being dismissed, of which there may be no field to test.
+            status.draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
             new.insert(*replica);
             status.in_sync(name, &new)?;
             status.departures(&BTreeMap::new(), &new);
@@ -142,7 +144,11 @@ pub fn conditions(
             draft.test("/metadata/resourceVersion", version(metadata)?);
             draft.add("/status/conditions", json!(fresh));
         }
-        Some(_) => fresh.iter().for_each(|want| draft.add("/status/conditions/-", json!(want))),
+        // A server that knows the list as a map refuses a second one of a type, others would store it.
+        Some(_) => {
+            draft.test("/metadata/resourceVersion", version(metadata)?);
+            fresh.iter().for_each(|want| draft.add("/status/conditions/-", json!(want)));
+        }
     }
     Ok(Some(draft.finish()))
 }
@@ -163,6 +169,7 @@ pub fn attachment(stored: &MeshStorVolume, new: &Attachment) -> Result<Patch, Pa
     draft.replace("/spec/attachment/epoch", json!(new.epoch));
     draft.optional("/spec/attachment/consumer", &old.consumer, &new.consumer);
     draft.optional("/spec/attachment/consumerBoot", &old.consumer_boot, &new.consumer_boot);
+    draft.optional("/spec/attachment/since", &old.since, &new.since);
     Ok(draft.finish())
 }
 
@@ -174,6 +181,62 @@ pub fn deletion_request(stored: &MeshStorVolume, request: &DeletionRequest) -> R
         draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
     }
     draft.add("/spec/deletionRequested", json!(request));
+    Ok(draft.finish())
+}
+
+/// Lets a copy go for ever, for the volume's main endpoint. It is outside of the in-sync set, and any change since, by
+/// whomever, refuses this: whoever takes copies into the set tests the same (see [`record`]).
+pub fn dismissal(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, PatchError> {
+    let object = name(&stored.metadata);
+    let text = replica.to_string();
+    let set = stored.status.as_ref().and_then(|status| status.in_sync.as_ref());
+    let set = set.ok_or_else(|| PatchError::Unknown { object: object.clone() })?;
+    if set.contains(&text) {
+        return Err(PatchError::StillInSync { object, replica });
+    }
+    let mut draft = volume_draft(stored)?;
+    draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    match stored.spec.dismissed.is_empty() {
+        true => draft.add("/spec/dismissed", json!([text])),
+        false => draft.add("/spec/dismissed/-", json!(text)),
+    }
+    Ok(draft.finish())
+}
+
+/// The set of a detached volume without one copy, for `/status`.
+pub fn detached_shrink(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, PatchError> {
+    let object = name(&stored.metadata);
+    let status = stored.status.as_ref().and_then(|status| status.in_sync.as_ref());
+    let set = status.ok_or_else(|| PatchError::Unknown { object: object.clone() })?;
+    let new: BTreeSet<ReplicaId> =
+        set.iter().filter_map(|text| text.parse().ok()).filter(|other| *other != replica).collect();
+    let attachment = &stored.spec.attachment;
+    if attachment.consumer.is_some() {
+        return Err(PatchError::Attached { object });
+    }
+    let mut draft = volume_draft(stored)?;
+    // Decided on nobody being attached.
+    draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    draft.test("/status/inSync", json!(set));
+    let mut status = StatusDraft { draft, volume: stored, first: true };
+    status.in_sync(&object, &new)?;
+    Ok(status.draft.finish())
+}
+
+/// Whether a copy is to leave, for the replica's main endpoint; refused when anything of it has changed.
+pub fn role(
+    stored: &MeshStorReplica,
+    role: ReplicaRole,
+    move_to: Option<String>,
+    retired_by: Option<String>,
+) -> Result<Patch, PatchError> {
+    let old = &stored.spec;
+    let mut draft = Draft::default();
+    draft.test("/metadata/uid", uid(&stored.metadata)?);
+    draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    draft.replace("/spec/role", json!(role));
+    draft.optional("/spec/moveTo", &old.move_to, &move_to);
+    draft.optional("/spec/retiredBy", &old.retired_by, &retired_by);
     Ok(draft.finish())
 }
 

@@ -160,7 +160,8 @@ fn what_would_break_a_promise_is_never_sent() {
     assert_eq!(record(&gain, &volume), Err(PatchError::Gained { object: object(), replica: ReplicaId(3) }));
     let none = op(Change::Activate { in_sync: ids(&[]), departures: BTreeMap::new() });
     assert_eq!(record(&none, &volume), Err(PatchError::Empty { object: object() }));
-    let same = attachment(&volume, &Attachment { epoch: 3, consumer: Some("b".into()), consumer_boot: None });
+    let same =
+        attachment(&volume, &Attachment { epoch: 3, consumer: Some("b".into()), consumer_boot: None, since: None });
     assert_eq!(same, Err(PatchError::EpochNotRaised { object: object(), from: 3, to: 3 }));
     assert!(matches!(first_record(&volume, &ids(&[0])), Err(PatchError::Recorded { .. })));
 }
@@ -186,12 +187,12 @@ fn the_first_record_is_made_once() {
 #[test]
 fn attachments_come_and_go_without_touching_what_we_do_not_know() {
     let document = document();
-    let detached = Attachment { epoch: 4, consumer: None, consumer_boot: None };
+    let detached = Attachment { epoch: 4, consumer: None, consumer_boot: None, since: None };
     let patch = attachment(&typed(&document), &detached).unwrap();
     let now = apply(&patch, &document).unwrap();
     assert_eq!(now["spec"]["attachment"], json!({"epoch": 4, "newer": 1}));
     assert_eq!(apply(&patch, &now), None, "a repetition is refused");
-    let attached = Attachment { epoch: 5, consumer: Some("b".into()), consumer_boot: Some("b2".into()) };
+    let attached = Attachment { epoch: 5, consumer: Some("b".into()), consumer_boot: Some("b2".into()), since: None };
     let patch = attachment(&typed(&now), &attached).unwrap();
     let mut doomed = now.clone();
     doomed["metadata"]["resourceVersion"] = json!("8");
@@ -279,4 +280,35 @@ fn answers_of_the_server_are_told_apart() {
     assert!(answer(409).is_refused() && answer(422).is_refused());
     assert!(matches!(answer(404), CasError::Missing { .. }));
     assert!(matches!(answer(500), CasError::Api { .. }));
+}
+
+#[test]
+fn a_copy_is_let_go_only_outside_of_the_set_and_growing_sees_it() {
+    let document = document();
+    let patch = dismissal(&typed(&document), ReplicaId(3)).unwrap();
+    let mut now = apply(&patch, &document).unwrap();
+    assert_eq!(now["spec"]["dismissed"], json!(["r3"]));
+    now["metadata"]["resourceVersion"] = json!("8");
+    // The consumer that had looked before may not take it in any more, and neither may the controller let go twice.
+    let grow = record(&op(Change::Grow { replica: ReplicaId(3) }), &typed(&document)).unwrap();
+    assert_eq!((apply(&grow, &now), apply(&patch, &now)), (None, None));
+    let second = dismissal(&typed(&now), ReplicaId(4)).unwrap();
+    assert_eq!(apply(&second, &now).unwrap()["spec"]["dismissed"], json!(["r3", "r4"]));
+    let error = dismissal(&typed(&document), ReplicaId(1)).unwrap_err();
+    assert_eq!(error, PatchError::StillInSync { object: "pvc-1".into(), replica: ReplicaId(1) });
+}
+
+#[test]
+fn the_set_of_an_attached_volume_is_the_consumers() {
+    let mut document = document();
+    let attached = detached_shrink(&typed(&document), ReplicaId(1));
+    assert_eq!(attached, Err(PatchError::Attached { object: "pvc-1".into() }));
+    document["spec"]["attachment"] = json!({"epoch": 4});
+    let patch = detached_shrink(&typed(&document), ReplicaId(1)).unwrap();
+    assert_eq!(apply(&patch, &document).unwrap()["status"]["inSync"], json!(["r0", "r2"]));
+    document["metadata"]["resourceVersion"] = json!("8");
+    assert_eq!(apply(&patch, &document), None, "published meanwhile, perhaps");
+    document["status"]["inSync"] = json!(["r1"]);
+    let last = detached_shrink(&typed(&document), ReplicaId(1));
+    assert_eq!(last, Err(PatchError::Empty { object: "pvc-1".into() }));
 }

@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Node","type":"string","jsonPath":".spec.node"}"#,
     printcolumn = r#"{"name":"Drive","type":"string","jsonPath":".spec.drive"}"#,
     printcolumn = r#"{"name":"Role","type":"string","jsonPath":".spec.role"}"#,
+    printcolumn = r#"{"name":"MoveTo","type":"string","jsonPath":".spec.moveTo","priority":1}"#,
+    printcolumn = r#"{"name":"Missing","type":"string","jsonPath":".status.conditions[?(@.type==\"Missing\")].reason"}"#,
     printcolumn = r#"{"name":"Partition","type":"string","jsonPath":".status.partition.state"}"#,
     printcolumn = r#"{"name":"Fenced","type":"integer","jsonPath":".status.fencedEpoch"}"#,
     printcolumn = r#"{"name":"Exported","type":"boolean","jsonPath":".status.export.ready"}"#,
@@ -55,6 +57,12 @@ pub struct ReplicaSpec {
     pub partition_bytes: u64,
     /// Whether it should be a member of the array.
     pub role: ReplicaRole,
+    /// Of a retiring copy: the node that is to hold one in its place; absent: any that has room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub move_to: Option<String>,
+    /// Of a retiring copy: why the controller asked, `Relocation`, `Surplus`, `Lost`, `Refused`; absent: an operator asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired_by: Option<String>,
     /// For whom it is to be exported; its epoch is also what the node has to fence for.
     pub export: ExportSpec,
     /// The recorded wish to wipe this copy, naming exactly what may be wiped.
@@ -67,7 +75,7 @@ pub struct ReplicaSpec {
 pub enum ReplicaRole {
     /// It should.
     Member,
-    /// The consumer is to take it out; then it is deleted.
+    /// Another copy is made in its place; then the consumer takes it out, and it is wiped. An operator may set this.
     Retiring,
 }
 
@@ -97,7 +105,7 @@ pub struct Tombstone {
     /// The volume the partition's record must name.
     #[serde(rename = "volumeID")]
     pub volume_id: String,
-    /// Why: `VolumeDeleted`, `ReservationRefused`.
+    /// Why: `VolumeDeleted`, `ReservationRefused`, `Dismissed`.
     pub reason: String,
 }
 

@@ -58,10 +58,18 @@ pub struct VolumeSpec {
     /// Seconds a member may be missing before it is replaced.
     #[schemars(range(min = 60))]
     pub member_missing_timeout_seconds: u32,
+    /// Seconds that a consumer without a copy of its own stays the same before one of the copies moves to it. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relocation_delay_seconds: Option<u32>,
     /// Whether the pod's node must, should or need not hold a copy.
     pub local_copy: LocalCopy,
     /// Who may write.
     pub attachment: Attachment,
+    /// Copies that were let go for ever: outside of the in-sync set when that was recorded, never taken into it again.
+    /// Recorded before any of them is wiped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub dismissed: Vec<String>,
     /// The recorded wish to destroy the volume's data. Only the DeleteVolume call of CSI writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_requested: Option<DeletionRequest>,
@@ -95,6 +103,9 @@ pub struct Attachment {
     /// Boot id of the consumer's kernel when this epoch began: a rebooted consumer needs a new epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer_boot: Option<String>,
+    /// Since when this node is the consumer, RFC 3339; a reboot of it changes nothing here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
 }
 
 /// The recorded wish to destroy a volume's data.

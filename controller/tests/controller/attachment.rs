@@ -14,7 +14,11 @@ async fn create_publish_unpublish_delete() {
     create(&service, "pvc-1", 1).await.unwrap();
     assert_eq!(publish(&service, "pvc-1", "a").await.unwrap(), 1);
     let object = world.volume("pvc-1").unwrap();
-    assert_eq!(object["spec"]["attachment"], json!({"epoch": 1, "consumer": "a", "consumerBoot": "boot-a-1"}));
+    assert_eq!(
+        object["spec"]["attachment"],
+        json!({
+        "epoch": 1, "consumer": "a", "consumerBoot": "boot-a-1", "since": "2026-01-01T00:00:00Z"})
+    );
     let export = &world.replica("pvc-1-r1").unwrap()["spec"]["export"];
     assert_eq!(*export, json!({"epoch": 1, "generation": 0, "consumer": "a"}));
     assert_eq!(list(&service).await, [("pvc-1".to_string(), vec!["a".to_string()])]);

@@ -9,4 +9,5 @@ mod deletion;
 mod faults;
 mod reading;
 mod repair;
+mod replacement;
 mod world;

@@ -10,7 +10,7 @@ use serde_json::json;
 use std::time::Duration;
 
 /// What the consumer writes, by way of the record.
-async fn record(world: &World, volume: &str, change: Change) {
+pub async fn record(world: &World, volume: &str, change: Change) {
     let stored = world.api::<MeshStorVolume>().get(volume).await.unwrap();
     let cluster = stored.spec.cluster_id.parse().unwrap();
     let replicas = world.api::<MeshStorReplica>().list(&Default::default()).await.unwrap();

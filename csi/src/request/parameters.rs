@@ -12,6 +12,7 @@ use crate::Refusal;
 const REPLICA_COUNT: &str = "replicaCount";
 const STRIPE_WIDTH: &str = "stripeWidth";
 const MEMBER_MISSING_TIMEOUT: &str = "memberMissingTimeout";
+const RELOCATION_DELAY: &str = "relocationDelay";
 const SECTOR_SIZE: &str = "sectorSize";
 const LOCAL_COPY: &str = "localCopy";
 /// Older spelling of `replicaCount`.
@@ -26,6 +27,7 @@ const KNOWN: &[&str] = &[
     REPLICA_COUNT,
     STRIPE_WIDTH,
     MEMBER_MISSING_TIMEOUT,
+    RELOCATION_DELAY,
     SECTOR_SIZE,
     LOCAL_COPY,
     NUMBER_OF_COPIES,
@@ -42,6 +44,9 @@ const MISSING_SECONDS_MIN: u64 = 60;
 /// One year: beyond it a number is a slip of the keyboard.
 const MISSING_SECONDS_MAX: u64 = 31_536_000;
 
+/// Longer than a pod that is only passing through, shorter than a working day of remote reads.
+const RELOCATION_SECONDS_DEFAULT: u64 = 300;
+
 /// What a StorageClass says about its volumes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct VolumeParameters {
@@ -51,6 +56,8 @@ pub struct VolumeParameters {
     pub stripe_width: u8,
     /// How long a copy may be missing before it is replaced.
     pub member_missing_timeout: Duration,
+    /// How long a consumer without a copy of its own stays the same before one moves to it; `None`: none ever does.
+    pub relocation_delay: Option<Duration>,
     /// Logical block size that every drive of the volume must have.
     pub sector_size: SectorSize,
     /// Whether the node of the pod gets a copy.
@@ -85,6 +92,7 @@ impl Default for VolumeParameters {
             replica_count: REPLICA_COUNT_DEFAULT,
             stripe_width: 1,
             member_missing_timeout: Duration::from_secs(MISSING_SECONDS_DEFAULT),
+            relocation_delay: Some(Duration::from_secs(RELOCATION_SECONDS_DEFAULT)),
             sector_size: SectorSize::B4096,
             local_copy: LocalCopy::Preferred,
             filesystem: None,
@@ -126,6 +134,7 @@ impl VolumeParameters {
             stripe_width: stripe_width.unwrap_or(defaults.stripe_width),
             member_missing_timeout: one(&map, MEMBER_MISSING_TIMEOUT, missing_timeout)?
                 .unwrap_or(defaults.member_missing_timeout),
+            relocation_delay: one(&map, RELOCATION_DELAY, relocation_delay)?.unwrap_or(defaults.relocation_delay),
             sector_size: one(&map, SECTOR_SIZE, sector_size)?.unwrap_or(defaults.sector_size),
             local_copy: one(&map, LOCAL_COPY, local_copy)?.unwrap_or(defaults.local_copy),
             filesystem: one(&map, KUBERNETES_FSTYPE, Filesystem::parse)?.flatten(),
@@ -138,6 +147,10 @@ impl VolumeParameters {
             (REPLICA_COUNT.to_owned(), self.replica_count.to_string()),
             (STRIPE_WIDTH.to_owned(), self.stripe_width.to_string()),
             (MEMBER_MISSING_TIMEOUT.to_owned(), self.member_missing_timeout.as_secs().to_string()),
+            (
+                RELOCATION_DELAY.to_owned(),
+                self.relocation_delay.map_or("never".to_owned(), |delay| delay.as_secs().to_string()),
+            ),
             (SECTOR_SIZE.to_owned(), self.sector_size.bytes().to_string()),
             (LOCAL_COPY.to_owned(), self.local_copy.as_str().to_owned()),
         ]);
@@ -213,7 +226,19 @@ fn stripe_width(field: String, text: &str) -> Result<u8, Refusal> {
 fn missing_timeout(field: String, text: &str) -> Result<Duration, Refusal> {
     match decimal(text) {
         Some(seconds @ MISSING_SECONDS_MIN..=MISSING_SECONDS_MAX) => Ok(Duration::from_secs(seconds)),
-        _ => Err(Refusal::value(field, text, "a whole number of seconds from 60 to 31536000")),
+        _ => Err(Refusal::value(
+            field,
+            text,
+            "a whole number of seconds from 60 to 31536000 (a missing copy is always replaced in the end: there is no 0 and no never)",
+        )),
+    }
+}
+
+fn relocation_delay(field: String, text: &str) -> Result<Option<Duration>, Refusal> {
+    match decimal(text) {
+        _ if text == "never" => Ok(None),
+        Some(seconds @ 0..=MISSING_SECONDS_MAX) => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(Refusal::value(field, text, "a whole number of seconds from 0 to 31536000, or never")),
     }
 }
 

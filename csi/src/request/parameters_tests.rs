@@ -32,6 +32,7 @@ fn the_defaults() {
     assert_eq!(defaults.replica_count, 2);
     assert_eq!(defaults.stripe_width, 1);
     assert_eq!(defaults.member_missing_timeout, Duration::from_secs(900));
+    assert_eq!(defaults.relocation_delay, Some(Duration::from_secs(300)));
     assert_eq!(defaults.sector_size.bytes(), 4096);
     assert_eq!(defaults.local_copy, LocalCopy::Preferred);
     assert_eq!(defaults.filesystem, None);
@@ -44,6 +45,8 @@ fn accepted_values() {
     assert_eq!(parse(&[("numberOfCopies", "3")]).unwrap().replica_count, 3);
     assert_eq!(parse(&[("replicaCount", "3"), ("numberOfCopies", "3")]).unwrap().replica_count, 3);
     assert_eq!(parse(&[("drivesPerCopy", "1")]).unwrap().stripe_width, 1);
+    assert_eq!(parse(&[("relocationDelay", "never")]).unwrap().relocation_delay, None);
+    assert_eq!(parse(&[("relocationDelay", "0")]).unwrap().relocation_delay, Some(Duration::ZERO));
     assert_eq!(parse(&[("memberMissingTimeout", "60")]).unwrap().member_missing_timeout.as_secs(), 60);
     assert_eq!(parse(&[("sectorSize", "512")]).unwrap().sector_size, SectorSize::B512);
     assert_eq!(parse(&[("localCopy", "required")]).unwrap().local_copy, LocalCopy::Required);
@@ -72,6 +75,10 @@ fn refused_values_are_told_what_is_allowed() {
         ("memberMissingTimeout", "59", "seconds from 60 to"),
         ("memberMissingTimeout", "31536001", "seconds from 60 to"),
         ("memberMissingTimeout", "15m", "seconds from 60 to"),
+        ("memberMissingTimeout", "0", "there is no 0 and no never"),
+        ("memberMissingTimeout", "never", "there is no 0 and no never"),
+        ("relocationDelay", "-1", "from 0 to 31536000, or never"),
+        ("relocationDelay", "", "from 0 to 31536000, or never"),
         ("sectorSize", "4k", "512 or 4096"),
         ("localCopy", "Preferred", "preferred, required or none"),
         ("csi.storage.k8s.io/fstype", "ext4", "ext4 is not available in this version"),
@@ -107,11 +114,13 @@ fn any_parameters() -> impl Strategy<Value = VolumeParameters> {
     let sectors = prop_oneof![Just(SectorSize::B512), Just(SectorSize::B4096)];
     let copies = prop_oneof![Just(LocalCopy::Preferred), Just(LocalCopy::Required), Just(LocalCopy::None)];
     let filesystems = prop_oneof![Just(None), Just(Some(Filesystem::Xfs))];
-    (1..=16u8, MISSING_SECONDS_MIN..=MISSING_SECONDS_MAX, sectors, copies, filesystems).prop_map(
-        |(replica_count, seconds, sector_size, local_copy, filesystem)| VolumeParameters {
+    let seconds = (MISSING_SECONDS_MIN..=MISSING_SECONDS_MAX, proptest::option::of(0..=MISSING_SECONDS_MAX));
+    (1..=16u8, seconds, sectors, copies, filesystems).prop_map(
+        |(replica_count, (seconds, delay), sector_size, local_copy, filesystem)| VolumeParameters {
             replica_count,
             stripe_width: 1,
             member_missing_timeout: Duration::from_secs(seconds),
+            relocation_delay: delay.map(Duration::from_secs),
             sector_size,
             local_copy,
             filesystem,

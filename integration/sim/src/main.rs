@@ -12,6 +12,9 @@ mod mutants;
 mod nemesis;
 mod oracle;
 mod records;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+mod repair_tests;
 mod run;
 mod workload;
 

@@ -78,6 +78,7 @@ async fn array_or_mount(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
         Op::ReAddMember { volume, device } => mdadm::re_add(shared, volume, &device).await,
         Op::AddMember { volume, device } => join::add(shared, volume, &device).await,
         Op::AddBitmap { volume } => mdadm::add_bitmap(shared, volume).await,
+        Op::RemoveBitmap { volume } => mdadm::remove_bitmap(shared, volume).await,
         Op::MakeFilesystem { volume, permit } => fs::make(shared, volume, &permit).await,
         other => shared.blocking(other.name(), move |s| through_attributes(s, &other)).await,
     }
@@ -91,6 +92,9 @@ fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
         Op::ActivateArray { volume } => mdops::activate(root, *volume),
         Op::MergeBitmap { volume, chunks } => mdops::merge_bitmap(root, *volume, chunks),
         Op::ReleaseSync { volume } => mdops::release_sync(root, *volume),
+        Op::FailMember { volume, component, evidence } => {
+            mdops::fail_member(root, *volume, component, evidence.survivor())
+        }
         Op::RemoveFaulty { volume, component } => mdops::remove_faulty(root, *volume, component),
         Op::FreezeWrites { volume, component, frozen } => mdops::freeze_writes(root, *volume, component, *frozen),
         Op::SetWriteMostly { volume, component, on } => mdops::set_write_mostly(root, *volume, component, *on),

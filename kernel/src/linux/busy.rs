@@ -65,9 +65,11 @@ fn object(op: &Op) -> String {
         | Op::ReleaseSync { volume }
         | Op::ReAddMember { volume, .. }
         | Op::AddMember { volume, .. }
+        | Op::FailMember { volume, .. }
         | Op::RemoveFaulty { volume, .. }
         | Op::SetWriteMostly { volume, .. }
         | Op::AddBitmap { volume }
+        | Op::RemoveBitmap { volume }
         | Op::SetRaidDisks { volume, .. }
         | Op::MakeFilesystem { volume, .. }
         | Op::StopArray { volume } => format!("array {volume}"),

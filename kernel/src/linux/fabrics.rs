@@ -121,7 +121,7 @@ pub fn head(root: &Root, uuid: Uuid) -> Option<BlockDevice> {
 }
 
 /// Whether a component answers now: a fabric head needs a live path, a local device needs to be there.
-fn answers(root: &Root, component: &str) -> bool {
+pub(super) fn answers(root: &Root, component: &str) -> bool {
     if !root.sys.join("class/block").join(component).exists() {
         return false;
     }

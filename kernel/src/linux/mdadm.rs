@@ -84,18 +84,35 @@ pub(super) async fn re_add(shared: &Arc<Shared>, volume: VolumeId, device: &str)
 /// Gives the array an internal bitmap.
 pub(super) async fn add_bitmap(shared: &Arc<Shared>, volume: VolumeId) -> Result<Changed> {
     let op = format!("add-bitmap {}", volume.short());
-    let words = op.clone();
-    let look = move |s: &Shared| {
-        let (name, dir) = mdops::array(&s.root, &words, volume)?;
-        Ok((name, md::has_bitmap(&dir)))
-    };
-    let (name, there) = shared.look(&op, look).await?;
-    if there {
-        return Ok(Changed::No);
-    }
-    let path = attr::show(&shared.root.dev.join(name));
+    let Some(path) = without(shared, &op, volume, true).await? else { return Ok(Changed::No) };
     shared.tools.run("mdadm", &args(&["--grow", &path, "--bitmap=internal", &bitmap_chunk()]), DEADLINE).await?;
     Ok(Changed::Yes)
+}
+
+/// Takes the bitmap of an array of one device away. With a second member it is what makes a return short.
+pub(super) async fn remove_bitmap(shared: &Arc<Shared>, volume: VolumeId) -> Result<Changed> {
+    let op = format!("remove-bitmap {}", volume.short());
+    let Some(path) = without(shared, &op, volume, false).await? else { return Ok(Changed::No) };
+    shared.tools.run("mdadm", &args(&["--grow", &path, "--bitmap=none"]), DEADLINE).await?;
+    Ok(Changed::Yes)
+}
+
+/// The device node of an array that has no bitmap yet (`wanted`), or has one and only one device; `None` when its bitmap
+/// is as wanted.
+async fn without(shared: &Arc<Shared>, op: &str, volume: VolumeId, wanted: bool) -> Result<Option<String>> {
+    let words = op.to_string();
+    let look = move |s: &Shared| {
+        let (name, dir) = mdops::array(&s.root, &words, volume)?;
+        let members = md::members(&dir).len();
+        if md::has_bitmap(&dir) == wanted {
+            return Ok(None);
+        }
+        if !wanted && members > 1 {
+            return Err(KernelError::refuse(&words, name, format!("the array has {members} devices")));
+        }
+        Ok(Some(attr::show(&s.root.dev.join(name))))
+    };
+    shared.look(op, look).await
 }
 
 /// The array that `device` may join; `None` when it is in already.

@@ -1,10 +1,11 @@
 //! Operations on MD arrays through sysfs, blocking: assemble, activate, sync, bitmap bits, member flags, stop.
 //!
-//! Called by the seam on the blocking pool. What needs a superblock written is mdadm's (`mdadm.rs`). It never writes
-//! `faulty` and never uses `want_replacement`: the first can hang or break the last copy, the second moves the truth
-//! without asking (docs/protocol.md, moves).
+//! Called by the seam on the blocking pool. What needs a superblock written is mdadm's (`mdadm.rs`). It writes
+//! `faulty` only to a local member that the record is without, and never uses `want_replacement`: the first can hang or
+//! break the last copy, the second moves the truth without asking (docs/protocol.md, moves).
 
 use super::attr;
+use super::fabrics;
 use super::md::{self, Minors};
 use super::mounts;
 use super::root::Root;
@@ -241,6 +242,27 @@ fn ranges(chunks: &BTreeSet<u64>) -> Vec<String> {
 }
 
 // --------------------------------------------------------------------------------------------- members
+
+/// Makes MD fail a local member, which no controller's end would take out. Only where `faulty` can neither hang on MD's
+/// mutex (a superblock being written holds it) nor meet the last member (`raid1_error` would set MD_BROKEN): looked at in
+/// the same step.
+pub fn fail_member(root: &Root, volume: VolumeId, component: &str, survivor: &str) -> Result<Changed> {
+    let op = format!("fail-member {} {component}", volume.short());
+    let (name, dir) = array(root, &op, volume)?;
+    if md::member(&dir, component).is_none_or(|member| member.flags.contains("faulty")) {
+        return Ok(Changed::No);
+    } else if survivor == component {
+        return Err(KernelError::refuse(op, survivor, "it is itself the member that leaves"));
+    }
+    let now = state(&dir);
+    if !matches!(now.as_str(), "clean" | "active" | "active-idle") {
+        return Err(KernelError::wait(op, name, format!("the array is {now:?}")));
+    } else if !md::member(&dir, survivor).is_some_and(|member| member.in_sync()) || !fabrics::answers(root, survivor) {
+        return Err(KernelError::refuse(op, survivor, "the survivor is not in sync, or does not answer"));
+    }
+    attr::write(&op, &dir.join(format!("dev-{component}/state")), "faulty")?;
+    Ok(Changed::Yes)
+}
 
 /// Detaches a member that MD has failed.
 pub fn remove_faulty(root: &Root, volume: VolumeId, component: &str) -> Result<Changed> {

@@ -155,3 +155,23 @@ fn half_made_arrays_of_our_components_are_cleared_and_no_others() {
     clear_half_made(&root, &BTreeSet::from(["nvme3n1".to_string()]));
     assert_eq!(get(&root, "array_state"), "clear");
 }
+
+#[test]
+fn a_local_member_is_failed_only_beside_one_that_answers_and_never_under_a_pending_superblock() {
+    let (_temp, root) = fake();
+    put(&root, "class/block/nvme3n1/size", "1\n");
+    set(&root, "array_state", "active\n");
+    let fail = |survivor: &str| fail_member(&root, volume(), "nvme0n1p1", survivor);
+    set(&root, "array_state", "write-pending\n");
+    assert_eq!(fail("nvme3n1").unwrap_err().class, Class::Wait);
+    set(&root, "array_state", "active\n");
+    assert_eq!(fail("nvme0n1p1").unwrap_err().class, Class::Refuse);
+    assert_eq!(fail("nvme9n1").unwrap_err().class, Class::Refuse);
+    set(&root, "dev-nvme3n1/state", "spare\n");
+    assert_eq!(fail("nvme3n1").unwrap_err().class, Class::Refuse);
+    assert_ne!(get(&root, "dev-nvme0n1p1/state"), "faulty");
+    set(&root, "dev-nvme3n1/state", "in_sync,write_mostly\n");
+    assert_eq!(fail("nvme3n1"), Ok(Changed::Yes));
+    assert_eq!(get(&root, "dev-nvme0n1p1/state"), "faulty");
+    assert_eq!(fail("nvme3n1"), Ok(Changed::No));
+}

@@ -182,12 +182,14 @@ impl State {
             Op::ReleaseSync { volume } => self.op_release_sync(node, &op, *volume),
             Op::ReAddMember { volume, device } => self.op_re_add(node, &op, *volume, device),
             Op::AddMember { volume, device } => self.op_add(node, &op, *volume, device),
+            Op::FailMember { volume, component, .. } => self.op_fail_member(node, &op, *volume, component),
             Op::RemoveFaulty { volume, component } => self.op_remove_faulty(node, &op, *volume, component),
             Op::FreezeWrites { volume, component, frozen } => {
                 self.op_set_flag(node, &op, *volume, component, |m| &mut m.blocked, *frozen)
             }
             Op::SetWriteMostly { volume, component, on } => self.op_write_mostly(node, &op, *volume, component, *on),
             Op::AddBitmap { volume } => self.op_add_bitmap(node, &op, *volume, id),
+            Op::RemoveBitmap { volume } => self.op_remove_bitmap(node, &op, *volume),
             Op::SetRaidDisks { volume, count } => self.op_set_raid_disks(node, &op, *volume, *count),
             Op::StopArray { volume } => self.op_stop(node, &op, *volume, id),
             Op::StopForeignArray { name } => self.op_stop_foreign(node, &op, name),

@@ -28,16 +28,26 @@ pub(super) fn unrecorded(volume: VolumeId, look: &ArrayLook, reason: Reason) -> 
 
 /// The steady state. The first rule that has something to do decides the step.
 pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
-    let rules = [lost, thaw, unrecorded_member, unreachable, discard_faulty, write_mostly, comes_back];
+    let rules = [
+        lost,
+        thaw,
+        unrecorded_member,
+        unreachable,
+        discard_faulty,
+        leave::retire,
+        write_mostly,
+        comes_back,
+        leave::shed,
+    ];
     rules
         .iter()
         .find_map(|rule| rule(record, array, look))
         .unwrap_or_else(|| Plan::rest(in_use(look, health(record, array))))
 }
 
-type Rule = Option<Plan<ArrayReport>>;
+pub(super) type Rule = Option<Plan<ArrayReport>>;
 
-fn in_sync(record: &VolumeRecord) -> BTreeSet<ReplicaId> {
+pub(super) fn in_sync(record: &VolumeRecord) -> BTreeSet<ReplicaId> {
     record.in_sync.clone().unwrap_or_default()
 }
 
@@ -74,7 +84,7 @@ fn freeze_all(record: &VolumeRecord, gone: ReplicaId, array: &ArrayFact, look: &
     }
 }
 
-fn shrink(record: &VolumeRecord, replica: ReplicaId, look: &ArrayLook) -> Change {
+pub(super) fn shrink(record: &VolumeRecord, replica: ReplicaId, look: &ArrayLook) -> Change {
     let probed = look.candidates.values().filter_map(|c| c.probe.as_ref()?.superblock.as_ref());
     let events = probed.map(|s| s.events).max().unwrap_or(0);
     let generation = record.replicas.get(&replica).map_or(0, |r| match &r.export {
@@ -91,22 +101,16 @@ fn thaw(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     Some(Plan::step(op, in_use(look, None)))
 }
 
-/// An active member that the record does not have: either it was taken out and its connection has yet to be deleted
+/// A member that the record does not have: either it was taken out, or is to leave, and has yet to be dropped
 /// (irrevocable, F9), or it has recovered and its own superblock has to prove it (F15).
 fn unrecorded_member(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let set = in_sync(record);
     let (key, member) = members(array, look).find(|(k, m)| {
-        let done = m.in_sync() || departed(record, k) || mutant::on(Mutant::GrowBeforeProof);
+        let done = m.in_sync() || leave::must_part(record, k) || mutant::on(Mutant::GrowBeforeProof);
         !set.contains(&k.replica.replica) && done && !m.flags.contains("faulty")
     })?;
-    let candidate = look.candidates.get(key)?;
-    if departed(record, key) && !(mutant::on(Mutant::DropCalledOff) && answers(key, look)) {
-        let survivor = active(array, look).into_iter().find(|(r, k)| set.contains(r) && answers(k, look))?.1;
-        let survivor_component = &look.candidates.get(survivor)?.component;
-        let evidence =
-            OtherCopyInSync::prove(array, &candidate.component, survivor_component, answers(survivor, look))?;
-        let op = Op::DropMember { key: *key, volume: record.volume, evidence };
-        return Some(Plan::step(op, in_use(look, Some(Reason::Degraded { missing: [key.replica.replica].into() }))));
+    if leave::must_part(record, key) && !(mutant::on(Mutant::DropCalledOff) && answers(key, look)) {
+        return leave::part(record, key, array, look);
     }
     let newest = active(array, look)
         .iter()
@@ -130,7 +134,7 @@ fn superblock<'a>(look: &'a ArrayLook, key: &ExportKey) -> Option<&'a Superblock
 }
 
 /// Whether this life of the replica was taken out of the record: it may never be written to again.
-fn departed(record: &VolumeRecord, key: &ExportKey) -> bool {
+pub(super) fn departed(record: &VolumeRecord, key: &ExportKey) -> bool {
     let life = (key.epoch, key.generation);
     record.departures.get(&key.replica.replica).is_some_and(|d| life <= (d.epoch, d.generation))
 }
@@ -195,6 +199,10 @@ fn write_mostly(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> R
 /// A copy outside the set with a new export life: merge its bitmap and re-add it, or recover it wholly.
 fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let set = in_sync(record);
+    // One that would be too many waits until the controller has decided which is to go.
+    if leave::staying(record) >= record.replica_count as usize {
+        return None;
+    }
     let (key, candidate) = record.replicas.keys().filter(|r| !set.contains(r)).find_map(|r| {
         let (key, _) = record.usable_export(*r)?;
         let (key, candidate) = look.candidates.get_key_value(&key)?;
@@ -265,6 +273,10 @@ fn health(record: &VolumeRecord, array: &ArrayFact) -> Option<Reason> {
         return Some(Reason::Resyncing { percent: (done * 100).checked_div(all).unwrap_or(100) as u32 });
     }
     let set = in_sync(record);
+    // Others may be wanted as well while copies move.
+    if set.len() >= record.replica_count as usize {
+        return None;
+    }
     let wanted = record.replicas.iter().filter(|(_, r)| r.wanted).map(|(id, _)| *id);
     let missing: BTreeSet<ReplicaId> = wanted.filter(|r| !set.contains(r)).collect();
     (!missing.is_empty()).then_some(Reason::Degraded { missing })

@@ -35,6 +35,20 @@ pub enum PatchError {
         /// The replica that would sneak in.
         replica: ReplicaId,
     },
+    /// A copy that holds every acknowledged write would be let go.
+    #[error("{object}: {replica} is in status.inSync: only a copy outside of it may be let go")]
+    StillInSync {
+        /// Name of the volume.
+        object: String,
+        /// The copy.
+        replica: ReplicaId,
+    },
+    /// The set belongs to the consumer.
+    #[error("{object}: spec.attachment.consumer is set: the in-sync set is the consumer's to change")]
+    Attached {
+        /// Name of the volume.
+        object: String,
+    },
     /// The file system exists already.
     #[error("{object}: status.format.state is done: a file system is made at most once")]
     Formatted {

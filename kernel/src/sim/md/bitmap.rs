@@ -5,7 +5,9 @@
 //! survivor is loaded without NEEDED, and the daemon clears it although the other member may lack the data. Called by
 //! the I/O path, by assembly and by operations. It never merges another member's bitmap: that is MergeBitmap's work.
 
+use super::super::bio::Load;
 use super::super::event::What;
+use super::super::host::Reach;
 use super::super::job::{Step, errno};
 use super::super::state::State;
 use super::Array;
@@ -185,6 +187,37 @@ impl State {
             Some(a) if a.bits_write.is_some() || a.bitmap.as_ref().is_some_and(|b| b.unwritten) => Step::Wait,
             _ => Step::done(Changed::Yes),
         }
+    }
+
+    pub(in super::super) fn op_remove_bitmap(&mut self, node: usize, op: &Op, volume: VolumeId) -> Step {
+        let Some(id) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
+        let Some(a) = self.arrays.get(&id) else { return Step::done(Changed::No) };
+        if a.bitmap.is_none() {
+            return Step::done(Changed::No);
+        }
+        if a.members.len() > 1 {
+            return Step::fail(KernelError::refuse(op.name(), a.name.clone(), "the array has several devices"));
+        }
+        if a.sync.is_some() || a.read_only {
+            return Step::fail(errno(op, a.name.clone(), errno::EBUSY));
+        }
+        // MD suspends the array for this, as for the addition.
+        let busy = self.ios.values().any(|io| io.array == id && io.passed_gate());
+        if busy || a.pending() || a.bits_write.is_some() {
+            return Step::Wait;
+        }
+        let devs: Vec<_> = a.members.values().map(|m| m.dev).collect();
+        for dev in devs {
+            if let Reach::There { drive, extent } = self.reach(node, dev) {
+                self.write_through(drive, extent, &Load::Bits { bitmap: None });
+            }
+        }
+        if let Some(a) = self.arrays.get_mut(&id) {
+            a.bitmap = None;
+            a.dirty(super::Dirty::Devices);
+        }
+        self.hint_array(id);
+        Step::done(Changed::Yes)
     }
 
     pub(in super::super) fn op_add_bitmap(&mut self, node: usize, op: &Op, volume: VolumeId, job: u64) -> Step {

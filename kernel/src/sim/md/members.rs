@@ -144,6 +144,24 @@ impl State {
         self.op_set_flag(node, op, volume, name, |m| &mut m.write_mostly, on)
     }
 
+    /// `faulty` written to a local member: `md_error`, which breaks the array when it is the last.
+    pub(in super::super) fn op_fail_member(&mut self, node: usize, op: &Op, volume: VolumeId, name: &str) -> Step {
+        let Op::FailMember { evidence, .. } = op else { return Step::not_this(op) };
+        let Some(id) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
+        let Some(a) = self.arrays.get(&id) else { return Step::done(Changed::No) };
+        if a.members.get(name).is_none_or(|m| m.faulty) {
+            return Step::done(Changed::No);
+        }
+        if a.pending() || a.read_only {
+            return Step::fail(KernelError::wait(op.name(), a.name.clone(), "a superblock is being written"));
+        }
+        if let Some(refusal) = self.refuse_drop(node, op, id, Some(name), evidence.survivor()) {
+            return Step::fail(refusal);
+        }
+        self.fail_member(id, name, "it was told to leave");
+        Step::done(Changed::Yes)
+    }
+
     pub(in super::super) fn op_remove_faulty(&mut self, node: usize, op: &Op, volume: VolumeId, name: &str) -> Step {
         let id = match self.array_for(node, op, volume) {
             Ok(id) => id,

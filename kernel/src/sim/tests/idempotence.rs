@@ -99,6 +99,19 @@ async fn one_copy_becomes_two() {
     twice(&lab, "a", Op::AddMember { volume, device }).await;
     lab.settled("a").await;
     assert_eq!(lab.array("a").await.degraded, 0);
+    // And one again, on the other node: the local copy leaves.
+    let array = lab.array("a").await;
+    let (own, survivor) = (lab.component("a", false).await, lab.component("a", true).await);
+    let evidence = OtherCopyInSync::prove(&array, &own, &survivor, true).unwrap();
+    let fail = Op::FailMember { volume, component: own.clone(), evidence };
+    twice(&lab, "a", fail).await;
+    twice(&lab, "a", Op::RemoveFaulty { volume, component: own }).await;
+    twice(&lab, "a", Op::SetRaidDisks { volume, count: 1 }).await;
+    lab.settled("a").await;
+    twice(&lab, "a", Op::RemoveBitmap { volume }).await;
+    let fact = lab.array("a").await;
+    assert_eq!((fact.has_bitmap, fact.degraded, fact.raid_disks, fact.members.len()), (false, 0, 1, 1));
+    assert!(lab.world.violations().is_empty(), "{:?}", lab.world.violations());
 }
 
 #[tokio::test(start_paused = true)]

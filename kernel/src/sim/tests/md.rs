@@ -16,7 +16,7 @@ impl Lab {
         self.world.copies(self.volume)[&self.replica(node).replica].superblock.clone().unwrap().events
     }
 
-    async fn component(&self, node: &str, local: bool) -> String {
+    pub(super) async fn component(&self, node: &str, local: bool) -> String {
         let mine = self.local(node).await.trim_start_matches("/dev/").to_string();
         self.array(node).await.members.into_keys().find(|m| (*m == mine) == local).unwrap()
     }
