@@ -143,7 +143,8 @@ impl NodeActor {
         let Some(held) = self.replicas.get(name) else { return };
         let (key, mut wish) = (held.key, self.partition_wish(held));
         let partition_uuid = key.partition_uuid();
-        wish.tombstone = Some(TombstoneWish { partition_uuid, cluster: self.env.cluster, volume: key.volume });
+        let (cluster, volume) = (self.env.cluster, key.volume);
+        wish.tombstone = Some(TombstoneWish { partition_uuid, cluster, volume, living: false });
         self.partitions.want(&key, Some(wish));
         self.exports.retire(&key);
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 /// The objects taken, each with the audit line of the operation and its start.
 #[derive(Debug, Clone, Default)]
-pub struct Busy(Arc<Mutex<BTreeMap<String, (String, Instant)>>>);
+pub struct Busy(Arc<Mutex<BTreeMap<String, (String, Op, Instant)>>>);
 
 /// The right to work on one object; given back when dropped, by whoever finishes the work.
 #[derive(Debug)]
@@ -25,15 +25,17 @@ impl Busy {
     pub fn claim(&self, op: &Op) -> Result<Ticket> {
         let object = object(op);
         let mut taken = self.lock();
-        if let Some((running, since)) = taken.get(&object) {
+        let same = taken.get(&object);
+        let in_the_way = || taken.values().find(|(_, running, _)| running.meets(op));
+        if let Some((running, _, since)) = same.or_else(in_the_way) {
             let detail = format!("still running since {} s: {running}", since.elapsed().as_secs());
             return Err(KernelError::retry(op.to_string(), object, detail));
         }
-        taken.insert(object.clone(), (op.to_string(), Instant::now()));
+        taken.insert(object.clone(), (op.to_string(), op.clone(), Instant::now()));
         Ok(Ticket { busy: self.clone(), object })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (String, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (String, Op, Instant)>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
@@ -44,42 +46,13 @@ impl Drop for Ticket {
     }
 }
 
-/// What an operation works on. What must get through while an array hangs on a stuck member (dropping it, freezing,
-/// killing, shutting down) is an object of its own.
+/// The object of an operation; a mount point by its canonical spelling.
 fn object(op: &Op) -> String {
     match op {
-        Op::LabelDrive { evidence } => format!("drive {}", evidence.drive()),
-        Op::AddPartition { drive, .. } => format!("drive {drive}"),
-        Op::AnnouncePartition { key } | Op::WriteRecord { key, .. } => format!("partition {key}"),
-        Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {
-            format!("partition {}", evidence.key())
-        }
-        Op::Export { key, .. } | Op::Fence { key } | Op::RemoveExport { key } => format!("export {}", key.replica),
-        Op::Connect { key, .. } | Op::Disconnect { key } | Op::DropMember { key, .. } | Op::Abandon { key, .. } => {
-            format!("connection {key}")
-        }
-        Op::CreateArray { volume, .. }
-        | Op::AssembleArray { volume, .. }
-        | Op::ActivateArray { volume }
-        | Op::MergeBitmap { volume, .. }
-        | Op::ReleaseSync { volume }
-        | Op::ReAddMember { volume, .. }
-        | Op::AddMember { volume, .. }
-        | Op::FailMember { volume, .. }
-        | Op::RemoveFaulty { volume, .. }
-        | Op::SetWriteMostly { volume, .. }
-        | Op::AddBitmap { volume }
-        | Op::RemoveBitmap { volume }
-        | Op::SetRaidDisks { volume, .. }
-        | Op::MakeFilesystem { volume, .. }
-        | Op::StopArray { volume } => format!("array {volume}"),
-        Op::FreezeWrites { volume, .. } => format!("freezer of {volume}"),
-        Op::KillOpeners { volume } => format!("openers of {volume}"),
-        Op::ShutdownFilesystem { volume } => format!("file system of {volume}"),
-        Op::StopForeignArray { name } => format!("foreign array {name}"),
         Op::Mount { target, .. } | Op::BindMount { target, .. } | Op::Unmount { target, .. } => {
             format!("mount point {}", super::mounts::tidy(target))
         }
+        other => other.object(),
     }
 }
 

@@ -81,6 +81,14 @@ impl State {
     /// Queues an operation; its answer comes through the channel.
     pub(super) fn enqueue(&mut self, node: usize, op: &Op) -> oneshot::Receiver<Result<Changed>> {
         let (reply, answer) = oneshot::channel();
+        // What a deadline gave up is still under way: a second one must not meet it (linux/busy.rs).
+        let object = op.object();
+        let mut under_way = self.jobs.values().filter(|job| job.node == node);
+        if let Some(job) = under_way.find(|job| job.op.object() == object || job.op.meets(op)) {
+            let _nobody_listens =
+                reply.send(Err(KernelError::retry(op.name(), object, format!("still running: {}", job.op))));
+            return answer;
+        }
         let fault = self.draw_op_fault(node, op);
         let (low, high) = self.config.op_latency;
         let mut delay = self.rng.between(low, high) + self.op_delay(node, op);
