@@ -154,9 +154,9 @@ impl Nemesis {
         }
         for node in &self.cluster.nodes {
             world.thaw(node);
+            world.drive_insert(node, &drive(node));
             world.drive_hang(node, &drive(node), false);
             world.drive_break(node, &drive(node), false);
-            world.drive_insert(node, &drive(node));
             if !world.is_up(node) {
                 world.power_on(node);
             }
