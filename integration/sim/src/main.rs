@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Only mutants whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Only mutants that a kept seed has seen
+    #[arg(long)]
+    seen: bool,
     /// With --seed: the run has this bug in it
     #[arg(long)]
     mutant: Option<String>,

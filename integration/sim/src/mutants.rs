@@ -19,9 +19,16 @@ pub fn named(name: &str) -> Option<Mutant> {
     Mutant::ALL.into_iter().find(|mutant| mutant.name() == name)
 }
 
+/// Seeds that have seen it.
+fn seen(mutant: Mutant) -> Vec<u64> {
+    let lines = SEEN.lines().filter_map(|line| line.split_once(' ')).filter(|(name, _)| *name == mutant.name());
+    lines.filter_map(|(_, seed)| seed.trim().parse().ok()).collect()
+}
+
 /// Runs all of them that are asked for; answers whether each was caught.
 pub fn all(arguments: &Arguments) -> bool {
-    let chosen: Vec<Mutant> = Mutant::ALL.into_iter().filter(|m| m.name().contains(&arguments.only)).collect();
+    let asked = |m: &Mutant| m.name().contains(&arguments.only) && (!arguments.seen || !seen(*m).is_empty());
+    let chosen: Vec<Mutant> = Mutant::ALL.into_iter().filter(asked).collect();
     let (mut caught, mut missed) = (0, Vec::new());
     for mutant in chosen {
         match hunt(mutant, arguments) {
@@ -39,8 +46,7 @@ pub fn all(arguments: &Arguments) -> bool {
 /// Runs seeds with the bug until one fails.
 fn hunt(mutant: Mutant, arguments: &Arguments) -> bool {
     let begin = Instant::now();
-    let known = SEEN.lines().filter_map(|line| line.split_once(' ')).filter(|(name, _)| *name == mutant.name());
-    let mut seeds: Vec<u64> = known.filter_map(|(_, seed)| seed.trim().parse().ok()).collect();
+    let mut seeds = seen(mutant);
     seeds.extend(arguments.first..arguments.first + arguments.seeds);
     let (mut runs, mut found) = (0, Vec::new());
     each(

@@ -239,23 +239,28 @@ impl Nemesis {
             Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => return,
         }
         pass(time).await;
-        if self.over.get() {
-            return;
+        if !self.over.get() {
+            self.undo(kind, &node, &other);
         }
+    }
+
+    /// Ends harm that has a duration.
+    fn undo(&self, kind: Harm, node: &str, other: &str) {
+        let (world, faults) = (&self.cluster.world, self.cluster.store.faults());
         match kind {
-            Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => world.heal(&node, &other),
+            Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => world.heal(node, other),
             Harm::CutOff => {
-                self.cluster.nodes.iter().filter(|n| **n != node).for_each(|n| world.heal(&node, n));
-                self.cluster.api_link(&node, Link::Up);
+                self.cluster.nodes.iter().filter(|n| *n != node).for_each(|n| world.heal(node, n));
+                self.cluster.api_link(node, Link::Up);
             }
-            Harm::Isolate => self.cluster.nodes.iter().filter(|n| **n != node).for_each(|n| world.heal(&node, n)),
-            Harm::ApiHangs | Harm::ApiRefuses => self.cluster.api_link(&node, Link::Up),
+            Harm::Isolate => self.cluster.nodes.iter().filter(|n| *n != node).for_each(|n| world.heal(node, n)),
+            Harm::ApiHangs | Harm::ApiRefuses => self.cluster.api_link(node, Link::Up),
             Harm::ControllerHangs => self.cluster.api_link("c1", Link::Up),
             Harm::BothControllersHang => ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Up)),
-            Harm::EventsHeld => faults.hold_events(&node, false),
-            Harm::DriveHangs => world.drive_hang(&node, &drive(&node), false),
-            Harm::DrivePulled => world.drive_insert(&node, &drive(&node)),
-            Harm::DriveBreaks => world.drive_break(&node, &drive(&node), false),
+            Harm::EventsHeld => faults.hold_events(node, false),
+            Harm::DriveHangs => world.drive_hang(node, &drive(node), false),
+            Harm::DrivePulled => world.drive_insert(node, &drive(node)),
+            Harm::DriveBreaks => world.drive_break(node, &drive(node), false),
             _ => {}
         }
         self.say(format!("{kind:?} {node} {other} is over"));

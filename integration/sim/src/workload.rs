@@ -4,6 +4,8 @@
 //! Called by `run`. It calls CSI as sidecars and kubelet do (again and again, until the answer is yes) and remembers
 //! which session of a volume each write belongs to, for the oracle.
 
+mod blocks;
+
 use crate::cluster::{Cluster, pass};
 use fastrand::Rng;
 use meshstor_api::MeshStorVolume;
@@ -21,8 +23,6 @@ use tokio::time::Instant;
 use tonic::{Request, Status};
 
 const GIB: i64 = 1 << 30;
-/// Blocks that writers use: few, so that writes meet.
-const BLOCKS: u64 = 12;
 /// When the caller of ControllerUnpublishVolume tries another controller.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest a CSI call is held, as the sidecars' timeouts are pinned.
@@ -335,85 +335,6 @@ impl Life {
 
     fn staging(&self) -> String {
         format!("/var/lib/kubelet/plugins/kubernetes.io/csi/d/{}/globalmount", self.name)
-    }
-
-    // -------------------------------------------------------------------------------------------- writing
-
-    async fn write_until(&self, node: &str, until: Instant) {
-        let Some(id) = self.id.get() else { return };
-        while Instant::now() < until && !self.calming.get() {
-            let write = tokio::time::timeout_at(until, self.write_one(node, id)).await;
-            if !matches!(write, Ok(Ok(()))) {
-                // An error: kubelet would restart the pod, which stages again.
-                return;
-            }
-            if self.below(4) == 0
-                && !matches!(tokio::time::timeout_at(until, self.read_twice(node, id)).await, Ok(true))
-            {
-                return;
-            }
-            pass(0.05 + self.below(100) as f64 / 200.0).await;
-        }
-    }
-
-    async fn write_one(&self, node: &str, id: VolumeId) -> Result<(), meshstor_kernel::sim::IoError> {
-        let tag = self.next_tag.get();
-        self.next_tag.set(tag + 10_000);
-        let Some(block) = self.block() else { return Ok(()) };
-        self.asked.borrow_mut().insert(tag, Asked { block, session: self.session.get() });
-        self.unanswered.borrow_mut().insert(block);
-        let written = self.cluster.world.write(node, id, block, tag).await;
-        if written.is_ok() {
-            self.unanswered.borrow_mut().remove(&block);
-        }
-        written
-    }
-
-    /// The history of a block since a content, for a failure's line.
-    pub fn told(&self, id: VolumeId, block: u64, since: u64) -> String {
-        let history = self.cluster.world.history();
-        let writes = history.iter().filter(|w| w.volume == id && w.block == block && w.tag >= since);
-        let word = |w: &meshstor_kernel::sim::WriteRecord| {
-            let answered =
-                w.acknowledged.map_or("never answered".into(), |at| format!("answered {:.3}", at.as_secs_f64()));
-            format!("{} on {} at {:.3} {answered}", w.tag, w.node, w.asked.as_secs_f64())
-        };
-        writes.map(word).collect::<Vec<_>>().join(", ")
-    }
-
-    /// A block with no write in flight: two at once to the same place may land in either order, and no application does that.
-    fn block(&self) -> Option<u64> {
-        let free = |block: &u64| !self.unanswered.borrow().contains(block);
-        let blocks: Vec<u64> = (0..BLOCKS).map(|n| n * 700).filter(free).collect();
-        (!blocks.is_empty()).then(|| blocks[self.below(blocks.len())])
-    }
-
-    /// Reads a block twice. Nobody else writes: the answers must be equal, and not older than what was acknowledged.
-    /// Answers whether the volume could be read.
-    async fn read_twice(&self, node: &str, id: VolumeId) -> bool {
-        let block = self.below(BLOCKS as usize) as u64 * 700;
-        let world = &self.cluster.world;
-        let Ok(one) = world.read(node, id, block).await else { return false };
-        pass(0.01).await;
-        let Ok(other) = world.read(node, id, block).await else { return false };
-        if self.unanswered.borrow().contains(&block) {
-            return true;
-        }
-        let mut broken = self.broken.borrow_mut();
-        if one != other {
-            broken.push(format!("{} on {node}: block {block} read {one}, then {other}", self.name));
-        }
-        // Contents rise with time: an older one is a lost write.
-        let last = world.acknowledged(id).get(&block).copied().unwrap_or(0);
-        if other < last {
-            let at = world.now().as_secs_f64();
-            let told = self.told(id, block, last.min(other));
-            broken.push(format!(
-                "{} on {node} at {at:.3}: block {block} read {other}, acknowledged was {last}; {told}",
-                self.name
-            ));
-        }
-        true
     }
 }
 

@@ -55,7 +55,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Builds the simulator and hunts the mutants; the last line is `mutants: N passed, N failed`.
 pub fn hunt(arguments: &Mutants) -> Result<ExitCode> {
-    finish(mutants(&arguments.only, arguments.seeds)?)
+    let mut command = mutants(arguments.seeds)?;
+    command.args(["--only", &arguments.only]);
+    finish(command)
 }
 
 fn finish(mut command: Command) -> Result<ExitCode> {
@@ -71,8 +73,8 @@ pub fn command(first: u64, seeds: u64) -> Result<Command> {
 }
 
 /// The simulator hunting mutants.
-pub fn mutants(only: &str, seeds: u64) -> Result<Command> {
+pub fn mutants(seeds: u64) -> Result<Command> {
     let mut command = Command::new(build::binaries()?.join("meshstor-sim"));
-    command.args(["--mutants", "--only", only, "--seeds", &seeds.to_string()]);
+    command.args(["--mutants", "--seeds", &seeds.to_string()]);
     Ok(command)
 }

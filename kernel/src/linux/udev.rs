@@ -189,7 +189,7 @@ fn write_rule(path: &Path) -> Result<Changed> {
         .map_err(|e| KernelError::io("install the udev rule", attr::show(path), &e))
 }
 
-/// On the disk before it returns, whole or not at all: a power cut in the first half minute of a node's life left an empty
+/// On the disk before it returns, whole or not at all: a power cut in the first half minute of a node's life left, it seems, an empty
 /// rule behind, and the stock rules took our members at the next boot (seen on 6.18).
 fn durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().ok_or_else(|| std::io::Error::other("a rule without a folder"))?;
