@@ -58,7 +58,8 @@ struct Job {
     object: Object,
     put: Option<Put>,
     conditions: Option<Vec<Condition>>,
-    finish: bool,
+    /// uid of the object that may go.
+    finish: Option<String>,
 }
 
 /// How a write ended.
@@ -84,7 +85,7 @@ impl StatusWriter {
         self.slots.retain(|object, slot| slot.busy || self.board.wanted.borrow().contains_key(object));
         for job in self.due(now).into_iter().take(WRITES_MAX.saturating_sub(busy)) {
             self.slots.entry(job.object.clone()).or_default().busy = true;
-            let (object, put, finish) = (job.object.clone(), job.put.clone(), job.finish);
+            let (object, put, finish) = (job.object.clone(), job.put.clone(), job.finish.is_some());
             let write = write(Rc::clone(&self.env), job);
             ctx.spawn(write.into_actor(self).map(move |result, writer, ctx| {
                 writer.done(object, put, finish, result);
@@ -103,10 +104,16 @@ impl StatusWriter {
             if !slot.free(now) {
                 continue;
             }
-            let finish = matches!(object, Object::Replica(name) if finished.contains(name));
+            let finish = match object {
+                Object::Replica(name) => finished.get(name).cloned(),
+                _ => None,
+            };
+            // What is known of another object of that name says nothing of this one.
+            let same = slot.written.as_ref().is_some_and(|written| written.uid == put.uid);
+            let conditions = slot.conditions.clone().filter(|_| same);
             let put = slot.needs(put, now).then(|| put.clone());
-            if put.is_some() || finish {
-                jobs.push(Job { object: object.clone(), put, conditions: slot.conditions.clone(), finish });
+            if put.is_some() || finish.is_some() {
+                jobs.push(Job { object: object.clone(), put, conditions, finish });
             }
         }
         jobs
@@ -217,12 +224,16 @@ async fn write(env: Rc<Env>, job: Job) -> Result<Done, Failure> {
     let name = job.object.name();
     let stored = match (&job.conditions, &job.object) {
         // Objects of our own: what was written last is what stands there.
-        (Some(_), Object::Replica(_) | Object::Device(_) | Object::Node(_)) if !job.finish => None,
+        (Some(_), Object::Replica(_) | Object::Device(_) | Object::Node(_)) if job.finish.is_none() => None,
         _ => match read_or_create(&env, &api, &job).await? {
             Some(stored) => Some(stored),
             None => return Ok(Done::Gone),
         },
     };
+    let of = job.put.as_ref().and_then(|put| put.uid.as_ref()).or(job.finish.as_ref());
+    if of.is_some_and(|uid| stored.as_ref().is_some_and(|stored| stored.metadata.uid.as_ref() != Some(uid))) {
+        return Ok(Done::Gone);
+    }
     if let (Object::Volume(_), Some(stored)) = (&job.object, &stored) {
         // Another consumer's by now: its telemetry is none of ours.
         let consumer = stored.data.pointer("/spec/attachment/consumer").and_then(Value::as_str);
@@ -256,7 +267,9 @@ async fn write(env: Rc<Env>, job: Job) -> Result<Done, Failure> {
             write_shared_conditions(&env, &api, stored, put, &conditions).await?;
         }
     }
-    if let (true, Some(stored)) = (job.finish, &stored) {
+    if let (Some(_), Some(stored)) = (&job.finish, &stored)
+        && stored.metadata.uid == job.finish
+    {
         release(&env, &api, stored).await?;
     }
     Ok(Done::Written(conditions))

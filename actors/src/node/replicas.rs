@@ -60,13 +60,15 @@ impl NodeActor {
             Err(why) => {
                 tracing::error!(replica = name, why, "not served");
                 let said = report::replica_refused(&why);
-                let put = Put { fields: json!({}), conditions: vec![said], ..Put::default() };
+                let uid = object.metadata.uid.clone();
+                let put = Put { fields: json!({}), conditions: vec![said], uid, ..Put::default() };
                 self.board.put(Object::Replica(name), put);
                 return;
             }
         };
         let recorded = object.status.as_ref().and_then(|status| status.partition.as_ref());
         let ready = recorded.is_some_and(|partition| partition.state == "Ready");
+        self.set_aside(&name, key);
         let was_ready = ready || self.replicas.get(&name).is_some_and(|held| held.was_ready);
         {
             let mut book = self.env.book.borrow_mut();
@@ -79,6 +81,21 @@ impl NodeActor {
         }
         self.replicas.insert(name.clone(), Held { key, object, was_ready, orphan: false });
         self.want_replica(&name);
+    }
+
+    /// An object of this name was there before, for another copy: a volume was deleted and made again under its name. What
+    /// this node still has of the old copy is nobody's, and is kept like every copy without an object.
+    fn set_aside(&mut self, name: &str, key: ReplicaKey) {
+        let Some(held) = self.replicas.get(name).filter(|held| held.key != key) else { return };
+        let old = held.key;
+        if let Some(held) = self.replicas.remove(name) {
+            tracing::warn!(replica = name, %old, new = %key, "another copy has its name now");
+            self.env.book.borrow_mut().replicas.remove(&old);
+            let aside = old.to_string();
+            self.replicas.insert(aside.clone(), Held { orphan: true, ..held });
+            self.want_replica(&aside);
+            self.drop_empty_orphans();
+        }
     }
 
     /// Passes a replica's wish on; also after the operator changed what may be used.
@@ -213,12 +230,13 @@ impl NodeActor {
         }
         held.was_ready |= partition.status.state == PartitionState::Ready;
         let boot = self.boot.as_ref().map(|boot| boot.0.clone()).unwrap_or_default();
-        let put = report::replica(&partition, &export, held.was_ready, boot);
+        let uid = held.object.metadata.uid.clone();
+        let put = Put { uid: uid.clone(), ..report::replica(&partition, &export, held.was_ready, boot) };
         let removed = partition.failing.is_none() && partition.status.state == PartitionState::Removed;
         // The volume's object, which says who has let go of the ports, goes only after this one.
         let unexported = export.failing.is_none() && export.status.objects == 0;
         if removed && unexported && held.object.spec.tombstone.is_some() {
-            self.board.finish(name.clone());
+            self.board.finish(name.clone(), uid.unwrap_or_default());
         }
         self.board.put(Object::Replica(name.clone()), put);
         let (name, was_ready) = (name.clone(), held.was_ready);

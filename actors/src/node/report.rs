@@ -137,7 +137,13 @@ pub(super) fn node(
         let list: Vec<_> = ports.values().collect();
         fields.insert("quarantinedPorts".into(), if list.is_empty() { Value::Null } else { json!(list) });
     }
-    Put { fields, telemetry: json!({ "heartbeat": now }), conditions: preflight(&fact.checks), create: Some(json!({})) }
+    Put {
+        fields,
+        telemetry: json!({ "heartbeat": now }),
+        conditions: preflight(&fact.checks),
+        create: Some(json!({})),
+        ..Put::default()
+    }
 }
 
 /// `Ready`, and one condition that names the checks that failed though the node can do without them.
@@ -186,7 +192,7 @@ pub(super) fn volume(array: &Report<ArrayReport>, stage: Option<&Report<StageRep
     };
     let telemetry = json!({"array": {"syncPercent": status.sync_percent}});
     let telemetry = if status.phase == ArrayPhase::Active { telemetry } else { json!({}) };
-    Some(Put { fields, telemetry, conditions: vec![ready, healthy], create: None })
+    Some(Put { fields, telemetry, conditions: vec![ready, healthy], ..Put::default() })
 }
 
 /// The array's state in one word; `None` while it is on its way.

@@ -6,7 +6,7 @@ use kube::api::ApiResource;
 use meshstor_api::{MeshStorNode, MeshStorNodeDevice, MeshStorReplica, MeshStorVolume};
 use serde_json::Value;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// An object whose status this node writes.
@@ -59,6 +59,8 @@ pub struct Put {
     pub conditions: Vec<Said>,
     /// Spec to create the object with when it does not exist.
     pub create: Option<Value>,
+    /// uid of the object it speaks of. Another one of that name (a volume was deleted and made again) is not written to.
+    pub uid: Option<String>,
 }
 
 /// A condition without its time.
@@ -78,8 +80,8 @@ pub struct Said {
 #[derive(Clone, Default)]
 pub struct Board {
     pub(super) wanted: Rc<RefCell<BTreeMap<Object, Put>>>,
-    /// Replicas whose data are gone as their tombstone demanded: the finalizer may go.
-    pub(super) finished: Rc<RefCell<BTreeSet<String>>>,
+    /// Replicas whose data are gone as their tombstone demanded: the finalizer of the object with this uid may go.
+    pub(super) finished: Rc<RefCell<BTreeMap<String, String>>>,
 }
 
 impl Board {
@@ -111,8 +113,8 @@ impl Board {
         self.wanted.borrow_mut().remove(object);
     }
 
-    /// Lets go of a replica's object: its data are gone as its tombstone demanded.
-    pub fn finish(&self, replica: String) {
-        self.finished.borrow_mut().insert(replica);
+    /// Lets go of the replica's object that has this uid: its data are gone as its tombstone demanded.
+    pub fn finish(&self, replica: String, uid: String) {
+        self.finished.borrow_mut().insert(replica, uid);
     }
 }
