@@ -14,18 +14,22 @@
 //! It never removes the last in-sync member (P8), never takes a member into the record before that member's own
 //! superblock says so (P7), and never formats or mounts: that is `stage`.
 
+mod flap;
 mod leave;
 mod run;
 mod start;
 mod stop;
 
 use crate::record::{RecordOp, VolumeRecord};
+use crate::wall::WallTime;
 use crate::{Machine, Plan, Reason};
 use meshstor_kernel::facts::{ArrayFact, ConnectionFact, MemberFact, MemberProbe, Transport};
 use meshstor_kernel::id::{BootId, Epoch, ExportKey, NodeName, ReplicaId, VolumeId};
 use meshstor_kernel::mutant::{self, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+pub use flap::CALM;
 
 /// A remote member that has been unreachable this long is taken out of the set when another copy answers (rule 2).
 pub const UNREACHABLE: Duration = Duration::from_secs(5);
@@ -88,6 +92,8 @@ pub struct ArrayLook {
     pub me: NodeName,
     /// This boot.
     pub boot: BootId,
+    /// What this node's clock shows: for what is recorded of copies that come and go.
+    pub now: WallTime,
     /// The record.
     pub record: RecordLook,
     /// The array.

@@ -126,6 +126,7 @@ fn recorded() -> VolumeRecord {
         foreign: None,
         activated_epoch: EPOCH,
         departures: BTreeMap::new(),
+        flaps: BTreeMap::new(),
         format: FormatRecord::Done,
         released_epoch: 0,
         replicas: [(ReplicaId(0), replica("a", true, 0)), (ReplicaId(1), replica("b", false, 0))].into(),
@@ -145,6 +146,7 @@ fn look() -> ArrayLook {
     ArrayLook {
         me: NodeName("a".into()),
         boot: BootId("boot".into()),
+        now: crate::wall::WallTime(1_700_000_000),
         record: RecordLook::Fresh(Box::new(recorded())),
         array: Some(array()),
         candidates: [(life(0, 0), local), (life(1, 0), remote)].into(),
@@ -290,7 +292,7 @@ fn it_goes_read_write_only_after_the_set_is_recorded() {
     at.array().state = "readonly".into();
     at.array().sync_action = "frozen".into();
     at.array().members.remove("nvme3n1");
-    let Some(Step::Record(RecordOp { change: Change::Activate { in_sync, departures }, .. })) = at.plan().next else {
+    let Some(Step::Record(RecordOp { change: Change::Activate { in_sync, departures, .. }, .. })) = at.plan().next else {
         panic!()
     };
     assert_eq!(in_sync, ids(&[0]));
@@ -343,7 +345,7 @@ fn shrink_is_recorded_before_the_member_is_dropped() {
     at.wire().down_for = Duration::from_millis(4900);
     assert_eq!(at.name(), "rest");
     at.wire().down_for = UNREACHABLE;
-    let Some(Step::Record(RecordOp { change: Change::Shrink { replica, departure }, .. })) = at.plan().next else {
+    let Some(Step::Record(RecordOp { change: Change::Shrink { replica, departure, .. }, .. })) = at.plan().next else {
         panic!()
     };
     assert_eq!((replica, departure.events, departure.generation), (ReplicaId(1), 9, 0));

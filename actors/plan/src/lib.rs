@@ -18,6 +18,7 @@ pub mod placement;
 pub mod reason;
 pub mod record;
 pub mod stage;
+pub mod wall;
 #[cfg(test)]
 mod testing;
 

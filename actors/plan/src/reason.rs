@@ -1,6 +1,7 @@
 //! Reasons: why something waits or is refused. One closed list behind conditions, CSI messages, metric labels and
 //! `docs/errors.md` (a test there ties the page to this list).
 
+use crate::wall::WallTime;
 use meshstor_kernel::id::{Epoch, NodeName, ReplicaId};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -72,6 +73,15 @@ pub enum Reason {
     Degraded {
         /// Those missing.
         missing: BTreeSet<ReplicaId>,
+    },
+    /// A copy that keeps leaving stays outside for a while.
+    Flapping {
+        /// Which.
+        replica: ReplicaId,
+        /// How often it has left.
+        times: u32,
+        /// When it may come back.
+        until: WallTime,
     },
     /// An array of an older epoch still uses the partition on its node.
     HeldByArray {
@@ -169,6 +179,7 @@ impl Reason {
             Reason::DataMissing { .. } => "DataMissing",
             Reason::Resyncing { .. } => "Resyncing",
             Reason::Degraded { .. } => "Degraded",
+            Reason::Flapping { .. } => "Flapping",
             Reason::HeldByArray { .. } => "HeldByArray",
             Reason::Busy { .. } => "Busy",
             Reason::DriveRefused { .. } => "DriveRefused",
@@ -205,6 +216,7 @@ impl Reason {
         "DataMissing",
         "Resyncing",
         "Degraded",
+        "Flapping",
         "HeldByArray",
         "Busy",
         "DriveRefused",
@@ -263,6 +275,9 @@ impl fmt::Display for Reason {
             Reason::DataMissing { what } => write!(f, "the volume's data are missing ({what}); never formatted again"),
             Reason::Resyncing { percent } => write!(f, "copying to a returning member, {percent} % done"),
             Reason::Degraded { missing } => write!(f, "not in sync: {}", list(missing)),
+            Reason::Flapping { replica, times, until } => {
+                write!(f, "{replica} has left {times} times, each within an hour of the last; it returns at {until}")
+            }
             Reason::HeldByArray { array } => write!(f, "{array} of an older epoch still uses the partition"),
             Reason::Busy { holder } => write!(f, "in use by {holder}"),
             Reason::DriveRefused { why } => write!(f, "the drive is not ours to use: {why}"),

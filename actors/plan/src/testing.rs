@@ -88,6 +88,7 @@ pub fn volume_record() -> VolumeRecord {
         foreign: None,
         activated_epoch: 1,
         departures: BTreeMap::new(),
+        flaps: BTreeMap::new(),
         format: FormatRecord::Done,
         released_epoch: 0,
         replicas: BTreeMap::new(),

@@ -199,7 +199,7 @@ fn state(status: &ArrayReport) -> Option<&'static str> {
             let whole = status.members.values().all(|member| member.in_sync);
             Some(if whole { "resyncing" } else { "recovering" })
         }
-        (ArrayPhase::Active, Some(Reason::Degraded { .. })) => Some("degraded"),
+        (ArrayPhase::Active, Some(Reason::Degraded { .. } | Reason::Flapping { .. })) => Some("degraded"),
         (ArrayPhase::Active, _) => Some("active"),
     }
 }

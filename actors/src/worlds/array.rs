@@ -145,6 +145,7 @@ impl World<Array> for ArrayWorld {
         let mut look = ArrayLook {
             me: self.env.me.clone(),
             boot: node.boot,
+            now: self.env.clock.wall(),
             record,
             array,
             candidates,

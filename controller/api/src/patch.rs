@@ -48,7 +48,7 @@ pub fn record(op: &RecordOp, stored: &MeshStorVolume) -> Result<Patch, PatchErro
     }
     let known = || in_sync.clone().ok_or_else(|| PatchError::Unknown { object: name.clone() });
     match &op.change {
-        Change::Activate { in_sync: new, departures } => {
+        Change::Activate { in_sync: new, departures, flaps } => {
             let old = known()?;
             if let Some(gained) = new.difference(&old).next() {
                 return Err(PatchError::Gained { object: name.clone(), replica: *gained });
@@ -56,12 +56,14 @@ pub fn record(op: &RecordOp, stored: &MeshStorVolume) -> Result<Patch, PatchErro
             status.in_sync(name, new)?;
             status.set("activatedEpoch", json!(epoch))?;
             status.departures(departures, new);
+            status.flaps(flaps);
         }
-        Change::Shrink { replica, departure } => {
+        Change::Shrink { replica, departure, flap } => {
             let mut new = known()?;
             new.remove(replica);
             status.in_sync(name, &new)?;
             status.departures(&BTreeMap::from([(*replica, *departure)]), &new);
+            status.flaps(&BTreeMap::from([(*replica, *flap)]));
         }
         Change::Grow { replica } => {
             let mut new = known()?;

@@ -394,3 +394,5 @@ fn of_two_copies_one_comes_to_the_pod() {
         pod.whole(60.0).await;
     });
 }
+
+mod heal;

@@ -42,7 +42,16 @@ pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
     rules
         .iter()
         .find_map(|rule| rule(record, array, look))
-        .unwrap_or_else(|| Plan::rest(in_use(look, health(record, array))))
+        .unwrap_or_else(|| rest(record, array, look))
+}
+
+/// Nothing to do now; a copy that keeps leaving may come back later.
+fn rest(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let health = health(record, array);
+    match (&health, flap::waiting(record, look.now)) {
+        (Some(Reason::Degraded { .. }), Some((reason, left))) => Plan::look_in(in_use(look, Some(reason)), left),
+        _ => Plan::rest(in_use(look, health)),
+    }
 }
 
 pub(super) type Rule = Option<Plan<ArrayReport>>;
@@ -91,7 +100,8 @@ pub(super) fn shrink(record: &VolumeRecord, replica: ReplicaId, look: &ArrayLook
         Some(export) if export.epoch == record.epoch => export.generation.max(r.wanted_export.1),
         _ => r.wanted_export.1,
     });
-    Change::Shrink { replica, departure: DepartureRecord { epoch: record.epoch, generation, events } }
+    let departure = DepartureRecord { epoch: record.epoch, generation, events };
+    Change::Shrink { replica, departure, flap: flap::leaves(record, replica, look.now) }
 }
 
 /// Everything the kernel lost is recorded: let writes go on.
@@ -203,7 +213,8 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
     if leave::staying(record) >= record.replica_count as usize {
         return None;
     }
-    let (key, candidate) = record.replicas.keys().filter(|r| !set.contains(r)).find_map(|r| {
+    let may = |r: &&ReplicaId| !set.contains(r) && flap::returns_at(record, **r, look.now).is_none();
+    let (key, candidate) = record.replicas.keys().filter(may).find_map(|r| {
         let (key, _) = record.usable_export(*r)?;
         let (key, candidate) = look.candidates.get_key_value(&key)?;
         let free = !array.members.contains_key(&candidate.component);

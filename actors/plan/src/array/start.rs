@@ -111,14 +111,15 @@ pub(super) fn activate(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLoo
     }
     let events = look.candidates.values().filter_map(|c| c.probe.as_ref()?.superblock.as_ref()).map(|s| s.events);
     let events = events.max().unwrap_or(0);
-    let departures = in_sync
-        .difference(&set)
+    let left = || in_sync.difference(&set);
+    let departures = left()
         .map(|r| {
             let generation = record.replicas.get(r).map_or(0, |x| x.wanted_export.1);
             (*r, DepartureRecord { epoch: record.epoch, generation, events })
         })
         .collect();
-    Plan::step(change(record, Change::Activate { in_sync: set, departures }), report(look, None))
+    let flaps = left().map(|r| (*r, flap::leaves(record, *r, look.now))).collect();
+    Plan::step(change(record, Change::Activate { in_sync: set, departures, flaps }), report(look, None))
 }
 
 /// Recorded: read-write with sync frozen, all members' bitmaps united (F1), then sync released.
