@@ -160,6 +160,7 @@ mod tests {
             cluster: ClusterId(uuid::Uuid::nil()),
             fabric: "blue".into(),
             clock: Clock::default(),
+            speeds: Default::default(),
         };
         let mut config = AgentConfig::new(node, store.client_for("a"), || {
             let world = World::new(1, Config::default());

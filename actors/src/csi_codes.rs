@@ -37,6 +37,8 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::StaleCopy { .. }
         | Reason::Resyncing { .. }
         | Reason::Degraded { .. }
+        | Reason::Flapping { .. }
+        | Reason::WaitsForResyncBudget { .. }
         | Reason::HeldByArray { .. }
         | Reason::Busy { .. }
         | Reason::DriveRefused { .. }

@@ -15,7 +15,7 @@ use meshstor_kernel::facts::{NodeFact, Transport};
 use meshstor_kernel::id::{ClusterId, NodeName, ReplicaKey, VolumeId};
 use meshstor_kernel::ops::Changed;
 use meshstor_plan::Step;
-use meshstor_plan::array::RecordLook;
+use meshstor_plan::array::{RecordLook, SyncSpeeds};
 use meshstor_plan::record::VolumeRecord;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,8 @@ pub struct Env {
     pub cluster: ClusterId,
     /// Wall time for objects.
     pub clock: Clock,
+    /// How fast resyncs of this node's arrays run.
+    pub speeds: SyncSpeeds,
     /// Told when a record was read that differs from the one before.
     pub poke: Recipient<Poke>,
     /// Who is called what.
@@ -87,6 +89,7 @@ impl Env {
         me: NodeName,
         cluster: ClusterId,
         clock: Clock,
+        speeds: SyncSpeeds,
         poke: Recipient<Poke>,
     ) -> Rc<Env> {
         Rc::new(Env {
@@ -95,6 +98,7 @@ impl Env {
             me,
             cluster,
             clock,
+            speeds,
             poke,
             book: RefCell::default(),
             node: RefCell::default(),

@@ -23,7 +23,7 @@ impl Rig {
         let (_, poke, _) = Ear::listen();
         let cluster = ClusterId(uuid::Uuid::nil());
         let client = store.client_for("a");
-        let env = Env::new(world.kernel("a"), client, NodeName("a".into()), cluster, Clock::default(), poke);
+        let env = Env::new(world.kernel("a"), client, NodeName("a".into()), cluster, Clock::default(), Default::default(), poke);
         let board = Board::default();
         let writer = StatusWriter::new(env, board.clone()).start();
         Rig { store, board, writer }

@@ -6,7 +6,7 @@
 
 mod md;
 
-pub use md::{ArrayFact, Bitmap, BlankData, MemberFact, MemberProbe, OtherCopyInSync, Superblock};
+pub use md::{ArrayFact, Bitmap, BlankData, MemberFact, MemberProbe, OtherCopyInSync, Superblock, SyncSpeed};
 
 use crate::id::{
     BootId, ClusterId, DriveId, Epoch, ExportKey, Generation, NodeName, Nqn, ReplicaId, ReplicaKey, VolumeId,

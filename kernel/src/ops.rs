@@ -7,7 +7,7 @@ mod name;
 
 mod under_way;
 
-use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, Unclaimed};
+use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, SyncSpeed, Unclaimed};
 use crate::id::{DriveId, Epoch, ExportKey, NodeName, Nqn, ReplicaKey, VolumeId};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -223,6 +223,13 @@ pub enum Op {
         /// Slots.
         count: u32,
     },
+    /// Bound the speed of resyncs and recoveries.
+    SetSyncSpeed {
+        /// Volume.
+        volume: VolumeId,
+        /// Between these.
+        speed: SyncSpeed,
+    },
     /// Stop the array. Refused while something has it open.
     StopArray {
         /// Volume.
@@ -358,6 +365,9 @@ impl fmt::Display for Op {
                 write!(f, "{name} {} {component} {}", volume.short(), if *on { "on" } else { "off" })
             }
             Op::SetRaidDisks { volume, count } => write!(f, "{name} {} {count}", volume.short()),
+            Op::SetSyncSpeed { volume, speed } => {
+                write!(f, "{name} {} {} to {} KiB/s", volume.short(), speed.min_kib, speed.max_kib)
+            }
             Op::StopForeignArray { name: md } => write!(f, "{name} {md}"),
             Op::MakeFilesystem { volume, permit } => {
                 let why = match permit {

@@ -84,6 +84,7 @@ fn array() -> ArrayFact {
         resync_done: true,
         has_bitmap: true,
         safe_mode_off: true,
+        sync_speed: Some(SyncSpeed { min_kib: 1000, max_kib: 200_000 }),
         members: [
             ("nvme0n1p1".to_string(), member(0, &["in_sync"])),
             ("nvme3n1".to_string(), member(1, &["in_sync", "write_mostly"])),
@@ -103,6 +104,7 @@ pub(super) fn replica(node: &str, local: bool, generation: u64) -> ReplicaRecord
         wanted_export: (EPOCH, generation),
         fenced_epoch: EPOCH,
         export: Some(ExportRecord { epoch: EPOCH, generation, listen, ready: true }),
+        granted: Some((EPOCH, generation)),
     }
 }
 
@@ -146,6 +148,7 @@ fn look() -> ArrayLook {
     ArrayLook {
         me: NodeName("a".into()),
         boot: BootId("boot".into()),
+        speeds: SyncSpeeds::default(),
         now: crate::wall::WallTime(1_700_000_000),
         record: RecordLook::Fresh(Box::new(recorded())),
         array: Some(array()),

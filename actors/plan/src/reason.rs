@@ -83,6 +83,11 @@ pub enum Reason {
         /// When it may come back.
         until: WallTime,
     },
+    /// A copy has to be made wholly and enough others are being made.
+    WaitsForResyncBudget {
+        /// Which.
+        replica: ReplicaId,
+    },
     /// An array of an older epoch still uses the partition on its node.
     HeldByArray {
         /// Its kernel name.
@@ -180,6 +185,7 @@ impl Reason {
             Reason::Resyncing { .. } => "Resyncing",
             Reason::Degraded { .. } => "Degraded",
             Reason::Flapping { .. } => "Flapping",
+            Reason::WaitsForResyncBudget { .. } => "WaitsForResyncBudget",
             Reason::HeldByArray { .. } => "HeldByArray",
             Reason::Busy { .. } => "Busy",
             Reason::DriveRefused { .. } => "DriveRefused",
@@ -217,6 +223,7 @@ impl Reason {
         "Resyncing",
         "Degraded",
         "Flapping",
+        "WaitsForResyncBudget",
         "HeldByArray",
         "Busy",
         "DriveRefused",
@@ -277,6 +284,9 @@ impl fmt::Display for Reason {
             Reason::Degraded { missing } => write!(f, "not in sync: {}", list(missing)),
             Reason::Flapping { replica, times, until } => {
                 write!(f, "{replica} has left {times} times, each within an hour of the last; it returns at {until}")
+            }
+            Reason::WaitsForResyncBudget { replica } => {
+                write!(f, "{replica} has to be copied wholly and waits for the controller's leave: others go first")
             }
             Reason::HeldByArray { array } => write!(f, "{array} of an older epoch still uses the partition"),
             Reason::Busy { holder } => write!(f, "in use by {holder}"),

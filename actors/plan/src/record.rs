@@ -96,6 +96,8 @@ pub struct ReplicaRecord {
     pub fenced_epoch: Epoch,
     /// Its live export, as its node reports it.
     pub export: Option<ExportRecord>,
+    /// The export life in which it may be copied to wholly.
+    pub granted: Option<(Epoch, Generation)>,
 }
 
 /// A live export as its node reports it.

@@ -14,6 +14,7 @@ use meshstor_api::{FINALIZER, MeshStorNode, MeshStorReplica, MeshStorVolume, crd
 use meshstor_csi::proto::node_server::Node;
 use meshstor_csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
 use meshstor_csi::proto::{self, VolumeCapability};
+use meshstor_plan::array::SyncSpeeds;
 use meshstor_kernel::id::{ClusterId, DriveId, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use meshstor_kernel::sim::{Config, SimDrive, World};
 use meshstor_memstore::{Schema, Store};
@@ -76,6 +77,7 @@ impl Rig {
             cluster: self.cluster,
             fabric: "default".into(),
             clock: Clock::default(),
+            speeds: SyncSpeeds::default(),
         };
         let client = self.store.client_for(node);
         let runtime = tokio::runtime::Handle::current();
@@ -159,6 +161,7 @@ impl Rig {
             role: ReplicaRole::Member,
             move_to: None,
             retired_by: None,
+            recovery: None,
             export: ExportSpec::default(),
             tombstone: None,
         };

@@ -146,6 +146,7 @@ impl World<Array> for ArrayWorld {
             me: self.env.me.clone(),
             boot: node.boot,
             now: self.env.clock.wall(),
+            speeds: self.env.speeds,
             record,
             array,
             candidates,

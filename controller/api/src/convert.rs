@@ -132,6 +132,7 @@ pub fn replica_record(replica: &MeshStorReplica) -> Result<(ReplicaId, ReplicaRe
         wanted_export: (spec.export.epoch, spec.export.generation),
         fenced_epoch: replica.status.as_ref().map_or(0, |status| status.fenced_epoch),
         export: export.map(|export| export_record(object, export)).transpose()?,
+        granted: spec.recovery.as_ref().map(|recovery| (recovery.epoch, recovery.generation)),
     };
     Ok((object.replica("spec.replica", &spec.replica)?, record))
 }

@@ -18,7 +18,7 @@ mod error;
 pub use error::{CasError, CasRefused, PatchError};
 
 use crate::condition::Condition;
-use crate::replica::{ExportSpec, MeshStorReplica, ReplicaRole, Tombstone};
+use crate::replica::{ExportSpec, MeshStorReplica, RecoverySpec, ReplicaRole, Tombstone};
 use crate::volume::{Attachment, DeletionRequest, FormatState, MeshStorVolume};
 use draft::{Draft, StatusDraft, name, uid, version, volume_draft};
 use json_patch::Patch;
@@ -240,6 +240,21 @@ pub fn role(
     draft.optional("/spec/moveTo", &old.move_to, &move_to);
     draft.optional("/spec/retiredBy", &old.retired_by, &retired_by);
     Ok(draft.finish())
+}
+
+/// Leave to copy a replica wholly in its present export life, for its main endpoint; `None` when it has it.
+pub fn recovery(stored: &MeshStorReplica) -> Result<Option<Patch>, PatchError> {
+    let ExportSpec { epoch, generation, .. } = stored.spec.export;
+    let leave = RecoverySpec { epoch, generation };
+    if stored.spec.recovery.as_ref() == Some(&leave) {
+        return Ok(None);
+    }
+    let mut draft = Draft::default();
+    draft.test("/metadata/uid", uid(&stored.metadata)?);
+    draft.test("/spec/export/epoch", json!(epoch));
+    draft.test("/spec/export/generation", json!(generation));
+    draft.add("/spec/recovery", json!(leave));
+    Ok(Some(draft.finish()))
 }
 
 /// For whom a replica is exported, for its main endpoint.

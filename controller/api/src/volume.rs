@@ -205,6 +205,9 @@ pub enum FormatState {
 pub struct ArrayStatus {
     /// `active`, `degraded`, `recovering`, `resyncing`, `frozen`, `stopped`.
     pub state: String,
+    /// The replica that is copied to wholly, or waits for the resync budget to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying: Option<String>,
     /// Percent of the running sync, in whole steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_percent: Option<u32>,

@@ -29,6 +29,7 @@ pub mod netlink;
 pub mod node;
 pub mod nvmet;
 pub mod openers;
+pub mod pace;
 pub mod partition;
 pub mod probe;
 pub mod root;

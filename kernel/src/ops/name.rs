@@ -33,6 +33,7 @@ impl Op {
             Op::AddBitmap { .. } => "add-bitmap",
             Op::RemoveBitmap { .. } => "remove-bitmap",
             Op::SetRaidDisks { .. } => "set-raid-disks",
+            Op::SetSyncSpeed { .. } => "set-sync-speed",
             Op::StopArray { .. } => "stop-array",
             Op::StopForeignArray { .. } => "stop-foreign-array",
             Op::MakeFilesystem { .. } => "make-filesystem",

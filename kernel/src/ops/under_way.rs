@@ -32,6 +32,7 @@ impl Op {
             | Op::AddBitmap { volume }
             | Op::RemoveBitmap { volume }
             | Op::SetRaidDisks { volume, .. }
+            | Op::SetSyncSpeed { volume, .. }
             | Op::MakeFilesystem { volume, .. }
             | Op::StopArray { volume } => format!("array {volume}"),
             Op::FreezeWrites { volume, .. } => format!("freezer of {volume}"),

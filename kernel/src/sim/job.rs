@@ -199,6 +199,7 @@ impl State {
             Op::AddBitmap { volume } => self.op_add_bitmap(node, &op, *volume, id),
             Op::RemoveBitmap { volume } => self.op_remove_bitmap(node, &op, *volume),
             Op::SetRaidDisks { volume, count } => self.op_set_raid_disks(node, &op, *volume, *count),
+            Op::SetSyncSpeed { volume, speed } => self.op_sync_speed(node, &op, *volume, *speed),
             Op::StopArray { volume } => self.op_stop(node, &op, *volume, id),
             Op::StopForeignArray { name } => self.op_stop_foreign(node, &op, name),
             Op::MakeFilesystem { volume, permit } => self.op_mkfs(node, &op, *volume, permit, id, half),

@@ -66,3 +66,73 @@ fn the_only_other_copy_is_back_half_a_minute_after_it_left_however_often() {
         pod.whole(60.0).await;
     });
 }
+
+/// A volume of two copies on a and b, used on a.
+async fn extra(pod: &Pod, name: &str) -> VolumeId {
+    let place = Topology { segments: [("csi.meshstor.io/node".to_string(), "a".to_string())].into() };
+    let parameters = [("replicaCount", "2".to_string()), ("memberMissingTimeout", TIMEOUT.to_string())];
+    let request = CreateVolumeRequest {
+        name: name.into(),
+        capacity_range: Some(CapacityRange { required_bytes: 1 << 30, limit_bytes: 0 }),
+        volume_capabilities: vec![capability()],
+        parameters: parameters.map(|(key, value)| (key.to_string(), value)).into(),
+        accessibility_requirements: Some(TopologyRequirement { requisite: vec![], preferred: vec![place] }),
+        ..Default::default()
+    };
+    pod.cluster.controller(0).create_volume(held(request)).await.unwrap();
+    let request = ControllerPublishVolumeRequest {
+        volume_id: name.into(),
+        node_id: "a".into(),
+        volume_capability: Some(capability()),
+        ..Default::default()
+    };
+    pod.cluster.controller(0).controller_publish_volume(held(request)).await.unwrap();
+    let request = NodeStageVolumeRequest {
+        volume_id: name.into(),
+        staging_target_path: format!("/stage-{name}"),
+        volume_capability: Some(capability()),
+        publish_context: [("attachEpoch".to_string(), "1".to_string())].into(),
+        ..Default::default()
+    };
+    pod.cluster.node("a").unwrap().node_stage_volume(held(request)).await.unwrap();
+    let object = pod.cluster.store.get("meshstorvolumes", "", name).unwrap();
+    object["spec"]["volumeID"].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn of_the_copies_that_a_dead_node_leaves_two_are_made_at_a_time() {
+    simulated(async {
+        // 16 s for a whole copy.
+        let pod = Pod::new(3, 2, "a", 64 * MIB).await;
+        let mut volumes = vec![pod.id()];
+        for number in 2..7 {
+            volumes.push(extra(&pod, &format!("pvc-{number}")).await);
+        }
+        pod.power_cut("b").await;
+        let kernel = pod.cluster.world.kernel("a");
+        let (mut most, mut waited, begun) = (0, false, Instant::now());
+        loop {
+            let mut copying = 0;
+            let mut whole = 0;
+            for volume in &volumes {
+                let array = kernel.array(*volume).await.unwrap().unwrap();
+                copying += usize::from(array.sync_action == "recover");
+                whole += usize::from(array.members.values().filter(|m| m.in_sync()).count() == 2);
+            }
+            waited |= pod.cluster.store.list("meshstorvolumes").iter().any(|object| {
+                let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                conditions.iter().any(|condition| condition["reason"] == "WaitsForResyncBudget")
+            });
+            most = most.max(copying);
+            // While the members of b are not dropped yet they count as whole.
+            if begun.elapsed().as_secs_f64() > TIMEOUT && whole == volumes.len() {
+                break;
+            }
+            assert!(begun.elapsed().as_secs_f64() < 600.0, "{}", pod.trace());
+            pass(0.5).await;
+        }
+        assert_eq!((most, waited), (2, true), "{}", pod.trace());
+        let speed = kernel.array(pod.id()).await.unwrap().unwrap().sync_speed.unwrap();
+        assert_eq!((speed.min_kib, speed.max_kib), (16 << 10, 400 << 10), "one complete copy was left");
+    });
+}
