@@ -89,7 +89,7 @@ async fn a_recovery_counts_until_its_copy_is_complete_or_its_life_is_over() {
     assert!(!turn(&budget, "c", 1) && turn(&budget, "c", 3), "a is done");
     let budget = watched();
     budget.copy(&copy("a", serde_json::json!({"epoch": 3, "generation": 0})));
-    assert!(turn(&budget, "b", 1), "a left and returns under a new life");
+    assert!(!turn(&budget, "b", 1) && turn(&budget, "a", 1), "a left, and asks anew under its new life");
     let budget = watched();
     budget.copy_gone(&copy("a", Value::Null));
     assert!(turn(&budget, "b", 1));

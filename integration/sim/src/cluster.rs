@@ -10,7 +10,6 @@ use meshstor_actors::csi_node::usage::{AskUsage, Usage};
 use meshstor_actors::messages::Kill;
 use meshstor_actors::node::{NodeActor, NodeConfig};
 use meshstor_controller::{Controller, ControllerConfig, ControllerService};
-use meshstor_plan::array::SyncSpeeds;
 use meshstor_kernel::id::{ClusterId, NodeName};
 use meshstor_kernel::sim::{Config, SimDrive, World};
 use meshstor_memstore::{Link, Schema, Store, TokioClock};
@@ -98,7 +97,7 @@ impl Cluster {
             cluster: self.id,
             fabric: "default".into(),
             clock: Clock::new(wall(self.origin)),
-            speeds: SyncSpeeds::default(),
+            speeds: Default::default(),
         };
         let client = self.store.client_for(name);
         let runtime = tokio::runtime::Handle::current();
