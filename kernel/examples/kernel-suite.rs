@@ -284,6 +284,7 @@ impl Suite {
             in_sync: BTreeSet::from([ReplicaId(0), ReplicaId(1)]),
             volume_name: "suite".into(),
             sequence: 0,
+            tainted: None,
         }
     }
 

@@ -189,6 +189,17 @@ pub struct EpochRecord {
     pub volume_name: String,
     /// Raised by one at each write; the higher of two valid slots counts.
     pub sequence: u64,
+    /// The member, by MD's `device_uuid`, from which somebody else assembled an array: its bitmap and its events prove
+    /// nothing any more (F11). It speaks of that member only, and a whole recovery makes another one of the partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tainted: Option<Uuid>,
+}
+
+impl EpochRecord {
+    /// Whether somebody else has assembled an array from this member.
+    pub fn taints(&self, superblock: &Superblock) -> bool {
+        self.tainted == Some(superblock.device_uuid)
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- exports

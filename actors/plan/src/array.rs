@@ -87,6 +87,15 @@ pub struct Candidate {
     pub probe: Option<MemberProbe>,
 }
 
+impl Candidate {
+    /// Whether somebody else has assembled an array from it since it was copied wholly (F11).
+    fn tainted(&self) -> bool {
+        let probe = self.probe.as_ref();
+        let both = probe.and_then(|probe| Some((probe.record.as_ref()?, probe.superblock.as_ref()?)));
+        both.is_some_and(|(record, superblock)| record.taints(superblock))
+    }
+}
+
 /// What was observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArrayLook {

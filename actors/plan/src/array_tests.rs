@@ -652,3 +652,37 @@ fn an_array_nobody_spoke_of_is_left_alone() {
     at.record().epoch = EPOCH - 1;
     assert_eq!(step(&at), "rest", "nor does one that went back in time");
 }
+
+// ------------------------------------------------------------------------------------ foreign assemblies (F11)
+
+/// Somebody else has assembled an array from this replica's member since it was copied.
+fn taint(at: &mut At, key: ExportKey) {
+    let probe = at.0.candidates.get_mut(&key).unwrap().probe.as_mut().unwrap();
+    let member = probe.superblock.as_ref().unwrap().device_uuid;
+    probe.record.as_mut().unwrap().tainted = Some(member);
+}
+
+#[test]
+fn a_member_that_somebody_else_assembled_returns_by_a_whole_recovery() {
+    let mut at = returning();
+    taint(&mut at, life(1, 1));
+    assert_eq!(at.name(), "add-member");
+    let probe = at.0.candidates.get_mut(&life(1, 1)).unwrap().probe.as_mut().unwrap();
+    probe.superblock.as_mut().unwrap().device_uuid = uuid::Uuid::from_u128(77);
+    assert_eq!(at.name(), "re-add-member", "it was copied wholly since");
+}
+
+#[test]
+fn a_start_leaves_it_out_when_another_copy_holds_everything() {
+    let mut at = At::stopped();
+    at.record().activated_epoch = EPOCH - 1;
+    taint(&mut at, life(0, 0));
+    at.probe(0).superblock.as_mut().unwrap().events = 99;
+    assert_eq!(at.plan().next.map(|s| s.to_string()), Some("assemble-array 00000000 from /dev/nvme3n1".into()));
+    taint(&mut at, life(1, 0));
+    assert_eq!(at.name(), "assemble-array", "where all are, the set holds");
+    at.wire().controllers.clear();
+    at.0.waiting_for = START_PATIENCE;
+    at.record().in_sync = Some(ids(&[0]));
+    assert_eq!(at.plan().next.map(|s| s.to_string()), Some("assemble-array 00000000 from /dev/nvme0n1p1".into()));
+}

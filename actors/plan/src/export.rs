@@ -102,6 +102,9 @@ impl Machine for Export {
     type Status = ExportReport;
 
     fn plan(desired: Option<&ReplicaKey>, look: &ExportLook) -> Plan<ExportReport> {
+        if let Some(plan) = desired.and_then(|key| taint(*key, look)) {
+            return plan;
+        }
         let (Some(key), Some(wish)) = (desired, &look.wish) else { return rest(look, Reason::ApiUnreachable) };
         let current = (wish.epoch, wish.generation);
         let Some(partition) = &look.partition else {
@@ -119,9 +122,9 @@ impl Machine for Export {
             return plan;
         }
         // Somebody else's assembly (udev's md127) over our partition: taken down unless it is in use.
-        if let Some(foreign) = partition.holders.iter().find(|h| h.starts_with("md") && !crate::array::ours(h)) {
-            let status = ExportReport { reason: Some(Reason::HeldByArray { array: foreign.clone() }), ..report(look) };
-            return Plan::step(Op::StopForeignArray { name: foreign.clone() }, status);
+        if let Some(array) = foreign(partition).filter(|name| name.starts_with("md")) {
+            let status = ExportReport { reason: Some(Reason::HeldByArray { array: array.clone() }), ..report(look) };
+            return Plan::step(Op::StopForeignArray { name: array.clone() }, status);
         }
         // An array of this node that began in an older epoch is still a writer (F6): no report until it is gone.
         if record.epoch < wish.epoch && !partition.holders.is_empty() && !mutant::on(Mutant::LocalFenceEarly) {
@@ -138,6 +141,25 @@ impl Machine for Export {
             Some(node) => remote(*key, wish, node, partition, look),
         }
     }
+}
+
+/// Who holds the partition and is no array of ours.
+fn foreign(partition: &PartitionFact) -> Option<&String> {
+    partition.holders.iter().find(|holder| !crate::array::ours(holder))
+}
+
+/// Somebody else holds the partition: written down on the drive before anything is done about it, whatever is recorded
+/// elsewhere. Once that array is gone nothing shows any more that it was there, and it may have cleared the bitmap (F11).
+fn taint(key: ReplicaKey, look: &ExportLook) -> Option<Plan<ExportReport>> {
+    let partition = look.partition.as_ref()?;
+    let array = foreign(partition)?.clone();
+    let (record, superblock) = (partition.record.as_ref()?, partition.superblock.as_ref()?);
+    if record.taints(superblock) {
+        return None;
+    }
+    let record = EpochRecord { tainted: Some(superblock.device_uuid), ..record.clone() };
+    let status = ExportReport { reason: Some(Reason::HeldByArray { array }), ..report(look) };
+    Some(Plan::step(Op::WriteRecord { key, record }, status))
 }
 
 fn holders(partition: &PartitionFact) -> String {

@@ -189,3 +189,64 @@ fn a_buried_copys_export_goes_even_in_its_own_epoch() {
     l.quarantined = retire;
     assert_eq!(plan(&l).next, Some(Step::Kernel(Op::RemoveExport { key: at(3) })));
 }
+
+// ------------------------------------------------------------------------------------ foreign assemblies (F11)
+
+fn superblock(device: u128) -> Superblock {
+    Superblock {
+        set_uuid: volume().md_uuid(),
+        name: "ms".into(),
+        level: 1,
+        raid_disks: 2,
+        events: 9,
+        dev_number: 0,
+        roles: vec![0, 1],
+        device_uuid: uuid::Uuid::from_u128(device),
+        data_offset: DATA_OFFSET,
+        component_bytes: 1 << 30,
+        recovery_offset: None,
+        resync_pending: false,
+        bitmap: None,
+    }
+}
+
+#[test]
+fn a_foreign_assembly_is_written_down_before_it_is_stopped() {
+    let mut l = look(wish(3, Some("c")), 3);
+    let held = l.partition.as_mut().unwrap();
+    held.holders.insert("md127".into());
+    held.superblock = Some(superblock(7));
+    let written = |l: &ExportLook| match plan(l).next {
+        Some(Step::Kernel(Op::WriteRecord { record, .. })) => record,
+        other => panic!("{other:?}"),
+    };
+    let marked = EpochRecord { tainted: Some(uuid::Uuid::from_u128(7)), ..record(0, 3, 0) };
+    assert_eq!(written(&l), marked);
+    // Also when nobody can say what is wanted: it is gone, unseen, at any moment.
+    l.wish = None;
+    assert_eq!((written(&l), plan(&l).status.reason.unwrap().word()), (marked.clone(), "HeldByArray"));
+    l.wish = Some(wish(3, Some("c")));
+    l.partition.as_mut().unwrap().record = Some(marked);
+    assert_eq!(name(&plan(&l)), "stop-foreign-array");
+    // A whole recovery has made another member of it since, and that one is assembled by somebody else as well.
+    l.partition.as_mut().unwrap().superblock = Some(superblock(8));
+    assert_eq!(written(&l).tainted, Some(uuid::Uuid::from_u128(8)));
+}
+
+#[test]
+fn what_is_no_array_taints_as_well_and_our_own_array_does_not() {
+    let mut l = look(wish(3, Some("c")), 3);
+    l.partition.as_mut().unwrap().superblock = Some(superblock(7));
+    l.partition.as_mut().unwrap().holders.insert("dm-3".into());
+    assert_eq!(name(&plan(&l)), "write-record");
+    l.partition.as_mut().unwrap().holders = ["md1003".to_string()].into();
+    assert_eq!(name(&plan(&l)), "rest");
+}
+
+#[test]
+fn the_mark_outlives_new_epochs() {
+    let mut l = look(wish(4, Some("c")), 3);
+    l.partition.as_mut().unwrap().record.as_mut().unwrap().tainted = Some(uuid::Uuid::from_u128(7));
+    let Some(Step::Kernel(Op::WriteRecord { record, .. })) = plan(&l).next else { panic!() };
+    assert_eq!((record.epoch, record.tainted), (4, Some(uuid::Uuid::from_u128(7))));
+}

@@ -28,6 +28,7 @@ pub fn record(replica: u32, epoch: Epoch, generation: Generation) -> EpochRecord
         in_sync: BTreeSet::new(),
         volume_name: "pvc-1".into(),
         sequence: 1,
+        tainted: None,
     }
 }
 

@@ -263,7 +263,7 @@ pub(super) fn bitmap_return(
     look: &ArrayLook,
 ) -> Option<BTreeSet<u64>> {
     let departure = record.departures.get(&key.replica.replica)?;
-    let own = candidate.probe.as_ref()?.superblock.as_ref()?;
+    let own = candidate.probe.as_ref()?.superblock.as_ref().filter(|_| !candidate.tainted())?;
     let bitmap = own.bitmap.as_ref()?;
     let array = look.array.as_ref()?;
     let survivor = active(array, look).into_values().find_map(|k| superblock(look, k)?.bitmap.as_ref())?;

@@ -136,3 +136,39 @@ fn of_the_copies_that_a_dead_node_leaves_two_are_made_at_a_time() {
         assert_eq!((speed.min_kib, speed.max_kib), (16 << 10, 400 << 10), "one complete copy was left");
     });
 }
+
+/// The device of a replica's partition on its node.
+async fn device(pod: &Pod, node: &str, replica: u32) -> String {
+    let key = meshstor_kernel::id::ReplicaKey { volume: pod.id(), replica: ReplicaId(replica) };
+    pod.cluster.world.kernel(node).partition(key).await.unwrap().unwrap().path.unwrap()
+}
+
+#[test]
+fn a_copy_that_somebody_else_assembled_is_copied_wholly() {
+    simulated(async {
+        for (foreign, step) in [(false, "re-add-member"), (true, " add-member")] {
+            let pod = Pod::new(2, 2, "a", 64 * MIB).await;
+            pod.power_cut("b").await;
+            pod.until("it leaves", 30.0, |pod| pod.in_sync().len() == 1).await;
+            pass(10.0).await;
+            let before = pod.cluster.world.trace().len();
+            pod.cluster.world.power_on("b");
+            let device = device(&pod, "b", 1).await;
+            // udev was faster than the agent.
+            if foreign {
+                assert!(pod.cluster.world.assemble_foreign("b", &[&device]));
+            }
+            pass(5.0).await;
+            pod.cluster.start_agent("b");
+            pod.whole(120.0).await;
+            let since = pod.cluster.world.trace().split_off(before);
+            let seen = since.iter().any(|line| line.contains(" a ") && line.contains(step));
+            assert!(seen, "{step}: {since:#?}");
+            let probe = pod.cluster.world.kernel("b").partition(meshstor_kernel::id::ReplicaKey {
+                volume: pod.id(),
+                replica: ReplicaId(1),
+            });
+            assert_eq!(probe.await.unwrap().unwrap().record.unwrap().tainted.is_some(), foreign);
+        }
+    });
+}

@@ -35,6 +35,7 @@ fn record(epoch: u64, generation: u64) -> EpochRecord {
         in_sync: BTreeSet::from([key().replica]),
         volume_name: "pvc-1".into(),
         sequence: 0,
+        tainted: None,
     }
 }
 
