@@ -42,10 +42,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let client = options::kube_client().await?;
-        let resyncs = ResyncLimits {
-            node: arguments.resyncs_per_node.into(),
-            cluster: arguments.resyncs_per_cluster.into(),
-        };
+        let resyncs =
+            ResyncLimits { node: arguments.resyncs_per_node.into(), cluster: arguments.resyncs_per_cluster.into() };
         let controller = Controller::new(client, ControllerConfig { resyncs, ..ControllerConfig::default() });
         let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(|| Ok(()))).await?;
         let bound = server::bind(&arguments.csi_endpoint).await?;

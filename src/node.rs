@@ -35,6 +35,9 @@ pub struct Arguments {
     fabric: String,
     #[command(flatten)]
     resync: Resync,
+    /// Leave volatile write caches of drives on: faster, and every reboot of this node costs its copies a resync
+    #[arg(long)]
+    keep_volatile_caches: bool,
     /// Log as JSON
     #[arg(long)]
     log_json: bool,
@@ -85,6 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             fabric: arguments.fabric.clone(),
             clock: Clock::default(),
             speeds: arguments.resync.speeds()?,
+            keep_caches: arguments.keep_volatile_caches,
         };
         let mut config = AgentConfig::new(node, client, move || Rc::new(linux) as SharedKernel);
         config.socket = Some(arguments.csi_endpoint.clone());

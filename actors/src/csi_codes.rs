@@ -39,6 +39,7 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::Degraded { .. }
         | Reason::Flapping { .. }
         | Reason::WaitsForResyncBudget { .. }
+        | Reason::CacheLost { .. }
         | Reason::HeldByArray { .. }
         | Reason::Busy { .. }
         | Reason::DriveRefused { .. }

@@ -7,6 +7,7 @@ use crate::api::Server;
 use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::messages::Poke;
+use crate::node::NodeConfig;
 use actix::Recipient;
 use meshstor_api::convert::volume_record;
 use meshstor_api::{MeshStorNode, MeshStorVolume};
@@ -36,6 +37,8 @@ pub struct Env {
     pub clock: Clock,
     /// How fast resyncs of this node's arrays run.
     pub speeds: SyncSpeeds,
+    /// Drives keep their volatile caches on.
+    pub keep_caches: bool,
     /// Told when a record was read that differs from the one before.
     pub poke: Recipient<Poke>,
     /// Who is called what.
@@ -83,15 +86,8 @@ pub struct Reading {
 
 impl Env {
     /// The shared part of a node agent.
-    pub fn new(
-        kernel: SharedKernel,
-        client: kube::Client,
-        me: NodeName,
-        cluster: ClusterId,
-        clock: Clock,
-        speeds: SyncSpeeds,
-        poke: Recipient<Poke>,
-    ) -> Rc<Env> {
+    pub fn new(kernel: SharedKernel, client: kube::Client, config: NodeConfig, poke: Recipient<Poke>) -> Rc<Env> {
+        let NodeConfig { node: me, cluster, fabric: _, clock, speeds, keep_caches } = config;
         Rc::new(Env {
             kernel,
             server: Server::new(client),
@@ -99,6 +95,7 @@ impl Env {
             cluster,
             clock,
             speeds,
+            keep_caches,
             poke,
             book: RefCell::default(),
             node: RefCell::default(),

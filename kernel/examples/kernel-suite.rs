@@ -285,6 +285,7 @@ impl Suite {
             volume_name: "suite".into(),
             sequence: 0,
             tainted: None,
+            unflushed: None,
         }
     }
 

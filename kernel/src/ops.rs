@@ -31,6 +31,11 @@ pub enum Op {
         /// The proof.
         evidence: BlankDrive,
     },
+    /// Turn a drive's volatile write cache off and flush what is in it. Refused by a drive that cannot.
+    DisableCache {
+        /// The drive.
+        drive: DriveId,
+    },
     /// Add a GPT entry in free space and tell the kernel. Refused when the extent is not free at that moment.
     AddPartition {
         /// Whose entry.
@@ -320,6 +325,7 @@ impl fmt::Display for Op {
         let name = self.name();
         match self {
             Op::LabelDrive { evidence } => write!(f, "{name} {}", evidence.drive()),
+            Op::DisableCache { drive } => write!(f, "{name} {drive}"),
             Op::AddPartition { key, drive, extent } => {
                 write!(f, "{name} {key} on {drive} at {}+{}", extent.start, extent.length)
             }

@@ -77,6 +77,7 @@ mod tests {
             volume_name: "pvc-1".into(),
             sequence,
             tainted: None,
+            unflushed: None,
         }
     }
 

@@ -84,7 +84,7 @@ fn array() -> ArrayFact {
         resync_done: true,
         has_bitmap: true,
         safe_mode_off: true,
-        sync_speed: Some(SyncSpeed { min_kib: 1000, max_kib: 200_000 }),
+        sync_speed: None,
         members: [
             ("nvme0n1p1".to_string(), member(0, &["in_sync"])),
             ("nvme3n1".to_string(), member(1, &["in_sync", "write_mostly"])),
@@ -295,7 +295,8 @@ fn it_goes_read_write_only_after_the_set_is_recorded() {
     at.array().state = "readonly".into();
     at.array().sync_action = "frozen".into();
     at.array().members.remove("nvme3n1");
-    let Some(Step::Record(RecordOp { change: Change::Activate { in_sync, departures, .. }, .. })) = at.plan().next else {
+    let Some(Step::Record(RecordOp { change: Change::Activate { in_sync, departures, .. }, .. })) = at.plan().next
+    else {
         panic!()
     };
     assert_eq!(in_sync, ids(&[0]));

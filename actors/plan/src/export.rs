@@ -131,7 +131,7 @@ impl Machine for Export {
             return rest(look, Reason::HeldByArray { array: holders(partition) });
         }
         if (record.epoch, record.generation) < current {
-            let op = Op::WriteRecord { key: *key, record: raised(record, wish) };
+            let op = Op::WriteRecord { key: *key, record: raised(record, wish, partition) };
             return Plan::step(op, report(look));
         }
         match &wish.consumer {
@@ -229,8 +229,10 @@ fn to_retire(wish: &ExportWish, look: &ExportLook) -> BTreeSet<(u16, Epoch, Node
     dead.flat_map(|(k, e)| dialled(k, e)).filter(|(port, ..)| !look.quarantined.contains(port)).collect()
 }
 
-fn raised(record: &EpochRecord, wish: &ExportWish) -> EpochRecord {
+fn raised(record: &EpochRecord, wish: &ExportWish, partition: &PartitionFact) -> EpochRecord {
     EpochRecord {
+        // A new life: what is on the drive now is what it begins with.
+        unflushed: partition.volatile_cache.then(|| partition.power.clone()),
         epoch: wish.epoch,
         generation: wish.generation,
         in_sync: wish.in_sync.clone(),
@@ -245,6 +247,33 @@ fn local(wish: &ExportWish, look: &ExportLook) -> Plan<ExportReport> {
     Plan::rest(ExportReport { export: Some(export), ..report(look) })
 }
 
+/// Rule 11: what an export life has acknowledged without flushing is gone with the drive's power, and neither MD nor NVMe
+/// notices when its path returns. So such a life ends with the power: its port never answers again, the consumer drops the
+/// member, and it returns under the next life, by way of its bitmap, in which everything that was lost is still marked (MD
+/// clears a bit on a drive only behind a flush of that drive). A reboot in good order counts as well: nothing that the next
+/// boot can read proves that the drive was told.
+fn forgetful(export: ExportKey, partition: &PartitionFact, look: &ExportLook) -> Option<Plan<ExportReport>> {
+    let record = partition.record.as_ref()?;
+    let now = &partition.power;
+    match &record.unflushed {
+        Some(then) if then != now || now.is_empty() => {
+            let reason = Reason::CacheLost { replica: export.replica.replica };
+            let answering = look.exports.entries.get(&export).is_some_and(|e| e.enabled || !e.ports.is_empty());
+            Some(match answering && !now.is_empty() {
+                // The drive was away while its node stayed.
+                true => Plan::step(Op::Fence { key: export }, ExportReport { reason: Some(reason), ..report(look) }),
+                false => rest(look, reason),
+            })
+        }
+        // Before it is offered. What was written since the cache was turned off needs no such note.
+        known => {
+            let wanted = partition.volatile_cache.then(|| now.clone());
+            let record = EpochRecord { unflushed: wanted.clone(), ..record.clone() };
+            (*known != wanted).then(|| Plan::step(Op::WriteRecord { key: export.replica, record }, report(look)))
+        }
+    }
+}
+
 /// The consumer is another node: one subsystem, one port of its own for each transport.
 fn remote(
     key: ReplicaKey,
@@ -257,6 +286,9 @@ fn remote(
         return rest(look, Reason::HeldByArray { array: holders(partition) });
     }
     let export = ExportKey { replica: key, epoch: wish.epoch, generation: wish.generation };
+    if let Some(plan) = forgetful(export, partition, look) {
+        return plan;
+    }
     let entry = look.exports.entries.get(&export);
     let host = consumer.host_nqn();
     if let Some(entry) = entry.filter(|e| e.enabled && !e.ports.is_empty() && e.hosts.contains(&host)) {

@@ -18,9 +18,9 @@ pub mod placement;
 pub mod reason;
 pub mod record;
 pub mod stage;
-pub mod wall;
 #[cfg(test)]
 mod testing;
+pub mod wall;
 
 pub use reason::Reason;
 

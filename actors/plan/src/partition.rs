@@ -244,6 +244,7 @@ fn first_record(wish: &PartitionWish) -> EpochRecord {
         volume_name: wish.volume_name.clone(),
         sequence: 0,
         tainted: None,
+        unflushed: None,
     }
 }
 

@@ -88,6 +88,11 @@ pub enum Reason {
         /// Which.
         replica: ReplicaId,
     },
+    /// The drive was without power and may have forgotten what it had acknowledged: its export does not answer again.
+    CacheLost {
+        /// Which.
+        replica: ReplicaId,
+    },
     /// An array of an older epoch still uses the partition on its node.
     HeldByArray {
         /// Its kernel name.
@@ -186,6 +191,7 @@ impl Reason {
             Reason::Degraded { .. } => "Degraded",
             Reason::Flapping { .. } => "Flapping",
             Reason::WaitsForResyncBudget { .. } => "WaitsForResyncBudget",
+            Reason::CacheLost { .. } => "CacheLost",
             Reason::HeldByArray { .. } => "HeldByArray",
             Reason::Busy { .. } => "Busy",
             Reason::DriveRefused { .. } => "DriveRefused",
@@ -224,6 +230,7 @@ impl Reason {
         "Degraded",
         "Flapping",
         "WaitsForResyncBudget",
+        "CacheLost",
         "HeldByArray",
         "Busy",
         "DriveRefused",
@@ -288,6 +295,12 @@ impl fmt::Display for Reason {
             Reason::WaitsForResyncBudget { replica } => {
                 write!(f, "{replica} has to be copied wholly and waits for the controller's leave: others go first")
             }
+            Reason::CacheLost { replica } => write!(
+                f,
+                "the drive of {replica} was without power and has a volatile cache: it may lack what was not flushed, and \
+                 waits for its consumer to drop it and take it back; if it is the last copy, the volume has to be detached \
+                 and attached again"
+            ),
             Reason::HeldByArray { array } => write!(f, "{array} of an older epoch still uses the partition"),
             Reason::Busy { holder } => write!(f, "in use by {holder}"),
             Reason::DriveRefused { why } => write!(f, "the drive is not ours to use: {why}"),

@@ -83,6 +83,8 @@ pub struct NodeConfig {
     pub clock: Clock,
     /// How fast resyncs of this node's arrays run.
     pub speeds: SyncSpeeds,
+    /// Drives keep their volatile write caches on.
+    pub keep_caches: bool,
 }
 
 /// The root actor.
@@ -142,9 +144,9 @@ impl NodeActor {
         client: kube::Client,
         runtime: tokio::runtime::Handle,
     ) -> NodeActor {
-        let NodeConfig { node, cluster, fabric, clock, speeds } = config;
+        let fabric = config.fabric.clone();
         let sources = Sources::new(runtime, client.clone(), me.clone().recipient());
-        let env = Env::new(kernel, client, node, cluster, clock, speeds, me.clone().recipient());
+        let env = Env::new(kernel, client, config, me.clone().recipient());
         let board = Board::default();
         let writer = StatusWriter::new(env.clone(), board.clone()).start();
         NodeActor {

@@ -14,10 +14,10 @@ use meshstor_api::{FINALIZER, MeshStorNode, MeshStorReplica, MeshStorVolume, crd
 use meshstor_csi::proto::node_server::Node;
 use meshstor_csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
 use meshstor_csi::proto::{self, VolumeCapability};
-use meshstor_plan::array::SyncSpeeds;
 use meshstor_kernel::id::{ClusterId, DriveId, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use meshstor_kernel::sim::{Config, SimDrive, World};
 use meshstor_memstore::{Schema, Store};
+use meshstor_plan::array::SyncSpeeds;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,6 +78,7 @@ impl Rig {
             fabric: "default".into(),
             clock: Clock::default(),
             speeds: SyncSpeeds::default(),
+            keep_caches: false,
         };
         let client = self.store.client_for(node);
         let runtime = tokio::runtime::Handle::current();

@@ -192,7 +192,8 @@ fn departures(object: Object<'_>, status: &VolumeStatus) -> Result<BTreeMap<Repl
 
 /// Only patience depends on it: what cannot be read is left out, and no volume stands still for it.
 fn flaps(status: &VolumeStatus) -> BTreeMap<ReplicaId, FlapRecord> {
-    let read = |flap: &Flap| Some((flap.replica.parse().ok()?, FlapRecord { count: flap.count, last: wall(&flap.last)? }));
+    let read =
+        |flap: &Flap| Some((flap.replica.parse().ok()?, FlapRecord { count: flap.count, last: wall(&flap.last)? }));
     status.flaps.iter().filter_map(read).collect()
 }
 

@@ -266,7 +266,8 @@ async fn one_copy_follows_its_pod_after_a_while_and_not_one_that_moves_on() {
     let activate = async || {
         let in_sync = world.volume("pvc-1").unwrap()["status"]["inSync"].as_array().unwrap().clone();
         let in_sync = in_sync.iter().map(|id| id.as_str().unwrap().parse().unwrap()).collect();
-        record(&world, "pvc-1", Change::Activate { in_sync, departures: BTreeMap::new(), flaps: BTreeMap::new() }).await;
+        record(&world, "pvc-1", Change::Activate { in_sync, departures: BTreeMap::new(), flaps: BTreeMap::new() })
+            .await;
     };
     publish(&service, "pvc-1", "b").await.unwrap();
     pass(900).await;

@@ -31,6 +31,7 @@ pub fn record(replica: u32, epoch: u64) -> EpochRecord {
         volume_name: "suite".into(),
         sequence: 0,
         tainted: None,
+        unflushed: None,
     }
 }
 

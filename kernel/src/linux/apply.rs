@@ -2,7 +2,7 @@
 //!
 //! Called by the seam. It knows which file carries out what, and nothing else.
 
-use super::{Shared, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe};
+use super::{Shared, cache, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe};
 use crate::error::{KernelError, Result};
 use crate::facts::Listen;
 use crate::id::{ExportKey, NodeName, Nqn, VolumeId};
@@ -31,6 +31,7 @@ pub(crate) async fn apply(shared: &Arc<Shared>, op: &Op) -> Result<Changed> {
 
 async fn run(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
     match op {
+        Op::DisableCache { drive } => shared.blocking("disable-cache", move |s| cache::disable(&s.root, &drive)).await,
         Op::LabelDrive { .. }
         | Op::AddPartition { .. }
         | Op::AnnouncePartition { .. }

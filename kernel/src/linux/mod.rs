@@ -12,6 +12,7 @@
 pub mod apply;
 pub mod attr;
 pub mod busy;
+pub mod cache;
 pub mod classify;
 pub mod clock;
 pub mod cmd;

@@ -35,10 +35,7 @@ pub fn set_speed(root: &Root, volume: VolumeId, wanted: SyncSpeed) -> Result<Cha
         return Err(KernelError::bug(op, name, format!("{} to {} KiB/s", wanted.min_kib, wanted.max_kib)));
     }
     let mut changed = Changed::No;
-    for (attribute, kib, now) in [
-        (MAX, wanted.max_kib, number(&dir, MAX)),
-        (MIN, wanted.min_kib, number(&dir, MIN)),
-    ] {
+    for (attribute, kib, now) in [(MAX, wanted.max_kib, number(&dir, MAX)), (MIN, wanted.min_kib, number(&dir, MIN))] {
         if now != Some(kib) {
             attr::write(&op, &dir.join(attribute), &kib.to_string())?;
             changed = Changed::Yes;

@@ -7,6 +7,7 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Op::LabelDrive { .. } => "label-drive",
+            Op::DisableCache { .. } => "disable-cache",
             Op::AddPartition { .. } => "add-partition",
             Op::AnnouncePartition { .. } => "announce-partition",
             Op::BlankPartition { .. } => "blank-partition",

@@ -10,6 +10,7 @@ impl Op {
     pub fn object(&self) -> String {
         match self {
             Op::LabelDrive { evidence } => format!("drive {}", evidence.drive()),
+            Op::DisableCache { drive } => format!("cache of {drive}"),
             Op::AddPartition { drive, .. } => format!("drive {drive}"),
             Op::AnnouncePartition { key } | Op::WriteRecord { key, .. } => format!("partition {key}"),
             Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {

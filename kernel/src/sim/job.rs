@@ -171,6 +171,7 @@ impl State {
         let (node, op, half) = (job.node, job.op.clone(), job.fault == Some(OpFault::Half));
         match &op {
             Op::LabelDrive { evidence } => self.op_label(node, &op, evidence.drive()),
+            Op::DisableCache { drive } => self.op_disable_cache(node, &op, drive),
             Op::AddPartition { .. } => self.op_add_partition(node, &op, half),
             Op::AnnouncePartition { key } => self.op_announce(node, &op, *key),
             Op::BlankPartition { evidence, record } => self.op_blank(node, &op, evidence.key(), record, half),

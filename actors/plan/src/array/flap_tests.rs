@@ -15,7 +15,8 @@ fn returning_of_three() -> At {
     at.record().replica_count = 3;
     at.record().in_sync = Some(ids(&[0, 2]));
     at.record().replicas.insert(ReplicaId(2), replica("c", false, 0));
-    let third = Candidate { component: "nvme4n1".into(), path: "/dev/nvme4n1".into(), ..at.0.candidates[&life(1, 1)].clone() };
+    let third =
+        Candidate { component: "nvme4n1".into(), path: "/dev/nvme4n1".into(), ..at.0.candidates[&life(1, 1)].clone() };
     at.0.candidates.insert(life(2, 0), third);
     at.0.connections.insert(life(2, 0), at.0.connections[&life(1, 1)].clone());
     let second = super::super::tests::member(2, &["in_sync", "write_mostly"]);
@@ -91,7 +92,9 @@ fn every_departure_is_counted() {
     at.wire().controllers.clear();
     at.wire().down_for = UNREACHABLE;
     let next = at.plan().next;
-    let Some(crate::Step::Record(RecordOp { change: Change::Shrink { flap, .. }, .. })) = next else { panic!("{next:?}") };
+    let Some(crate::Step::Record(RecordOp { change: Change::Shrink { flap, .. }, .. })) = next else {
+        panic!("{next:?}")
+    };
     assert_eq!(flap, FlapRecord { count: 4, last: at.0.now });
     let mut at = At::healthy();
     flapped(&mut at, 3, 10);

@@ -3,6 +3,7 @@
 use super::super::tests::{At, EPOCH, ids, life, returning};
 use super::*;
 use crate::Step;
+use meshstor_kernel::id::Generation;
 
 /// As `returning`, with a superblock whose lineage does not hold: it has to be copied wholly.
 fn stale() -> At {
@@ -72,6 +73,7 @@ fn what_is_copied_to_is_counted_until_it_is_in_the_set() {
 #[test]
 fn a_resync_runs_at_its_speed_and_faster_when_one_copy_alone_is_left() {
     let mut at = At::healthy();
+    at.array().sync_speed = Some(SyncSpeed { min_kib: 1000, max_kib: 200_000 });
     assert_eq!(at.name(), "rest", "nothing is copied: nothing to pace");
     at.array().sync_action = "resync".into();
     at.array().resync_done = false;

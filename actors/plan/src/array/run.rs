@@ -40,10 +40,7 @@ pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
         comes_back,
         leave::shed,
     ];
-    rules
-        .iter()
-        .find_map(|rule| rule(record, array, look))
-        .unwrap_or_else(|| rest(record, array, look))
+    rules.iter().find_map(|rule| rule(record, array, look)).unwrap_or_else(|| rest(record, array, look))
 }
 
 /// Nothing to do now; a copy may wait for leave to be copied to, or for the end of its patience.

@@ -164,11 +164,105 @@ fn a_copy_that_somebody_else_assembled_is_copied_wholly() {
             let since = pod.cluster.world.trace().split_off(before);
             let seen = since.iter().any(|line| line.contains(" a ") && line.contains(step));
             assert!(seen, "{step}: {since:#?}");
-            let probe = pod.cluster.world.kernel("b").partition(meshstor_kernel::id::ReplicaKey {
-                volume: pod.id(),
-                replica: ReplicaId(1),
-            });
+            let probe = pod
+                .cluster
+                .world
+                .kernel("b")
+                .partition(meshstor_kernel::id::ReplicaKey { volume: pod.id(), replica: ReplicaId(1) });
             assert_eq!(probe.await.unwrap().unwrap().record.unwrap().tainted.is_some(), foreign);
         }
+    });
+}
+
+impl Pod {
+    /// Writes one block until that is answered.
+    async fn write(&self, block: u64, tag: u64) {
+        let at = self.at.borrow().clone();
+        self.cluster.world.write(&at, self.id(), block, tag).await.unwrap();
+    }
+
+    /// The drive of a node loses its power for a moment, shorter than the consumer's patience.
+    async fn blink(&self, node: &str) {
+        self.power_cut(node).await;
+        pass(0.3).await;
+        self.power_on(node);
+    }
+}
+
+/// A block that the pod's own writer leaves alone.
+const SYNCED: u64 = 777;
+
+#[test]
+fn what_was_synced_survives_drives_that_forget() {
+    simulated(async {
+        let pod = Pod::on(SimDrive::with_volatile_cache, 3, 2, "a", 64 * MIB).await;
+        for turn in 1..4 {
+            // The first write marks the chunk, which flushes; the second one is in the cache only.
+            pod.write(SYNCED, 1000 * turn).await;
+            pod.write(SYNCED, 1000 * turn + 1).await;
+            pod.blink("b").await;
+            pass(3.0).await;
+            let flush = pod.cluster.world.flush("a", pod.id());
+            tokio::time::timeout(Duration::from_secs(60), flush).await.expect("fsync hangs").expect("fsync fails");
+            pod.until("whole again", 120.0, |pod| pod.in_sync().len() == 2).await;
+        }
+        // The only node that was never without power goes.
+        pod.power_cut("a").await;
+        pod.moves("c", false).await;
+        let found = pod.cluster.world.read("c", pod.id(), SYNCED).await.unwrap();
+        assert_eq!(found, 3001, "{}", pod.trace());
+        assert_eq!(pod.cluster.world.violations(), [], "{}", pod.trace());
+    });
+}
+
+#[test]
+fn a_cache_that_was_turned_off_costs_no_departure() {
+    simulated(async {
+        let pod = Pod::on(SimDrive::with_cache_switch, 2, 2, "a", 64 * MIB).await;
+        pod.write(SYNCED, 1).await;
+        pod.write(SYNCED, 2).await;
+        pod.blink("b").await;
+        let watched = pod.clone();
+        let watch = actix::spawn(async move {
+            loop {
+                assert_eq!(watched.in_sync().len(), 2, "{}", watched.trace());
+                pass(0.1).await;
+            }
+        });
+        pass(30.0).await;
+        assert!(!watch.is_finished(), "it left");
+        watch.abort();
+        let off = pod
+            .cluster
+            .world
+            .trace()
+            .iter()
+            .filter(|line| line.contains(" b ") && line.contains("disable-cache"))
+            .count();
+        assert!(off >= 2, "on again after the power cut: {}", pod.trace());
+        pod.whole(60.0).await;
+    });
+}
+
+#[test]
+fn the_last_copy_on_a_drive_that_forgets_says_so_and_waits_for_a_new_epoch() {
+    simulated(async {
+        let pod = Pod::on(SimDrive::with_volatile_cache, 3, 1, "b", 64 * MIB).await;
+        assert_eq!(pod.places(), nodes(&["a"]));
+        pod.write(SYNCED, 1).await;
+        pod.cluster.world.flush("b", pod.id()).await.unwrap();
+        pod.write(SYNCED, 2).await;
+        pod.blink("a").await;
+        pass(60.0).await;
+        let flush = pod.cluster.world.flush("b", pod.id());
+        assert!(tokio::time::timeout(Duration::from_secs(30), flush).await.is_err(), "an fsync over a hole");
+        let said = pod.replicas()[&ReplicaId(0)].status.clone().unwrap().conditions;
+        assert!(said.iter().any(|condition| condition.reason == "CacheLost"), "{said:?}");
+        assert!(pod.condition("LastCopyFrozen").is_some(), "{}", pod.trace());
+        pod.moves("c", false).await;
+        let found = pod.cluster.world.read("c", pod.id(), SYNCED).await.unwrap();
+        assert!(found >= 1, "what was synced: {found}");
+        pod.write(SYNCED, 3).await;
+        assert_eq!(pod.cluster.world.violations(), [], "{}", pod.trace());
     });
 }

@@ -24,6 +24,7 @@ fn record(sequence: u64) -> EpochRecord {
         volume_name: "pvc-1".into(),
         sequence,
         tainted: None,
+        unflushed: None,
     }
 }
 

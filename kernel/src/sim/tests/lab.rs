@@ -80,6 +80,7 @@ impl Lab {
             volume_name: "pvc-1".into(),
             sequence: 0,
             tainted: None,
+            unflushed: None,
         }
     }
 
