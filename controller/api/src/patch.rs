@@ -188,7 +188,14 @@ pub fn deletion_request(stored: &MeshStorVolume, request: &DeletionRequest) -> R
 
 /// Lets a copy go for ever, for the volume's main endpoint. It is outside of the in-sync set, and any change since, by
 /// whomever, refuses this: whoever takes copies into the set tests the same (see [`record`]).
-pub fn dismissal(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, PatchError> {
+///
+/// `existing` are the copies that still have an object. Of those let go earlier the others are forgotten: there is
+/// nothing left to be taken in. But for the highest number, below which no new copy may be made.
+pub fn dismissal(
+    stored: &MeshStorVolume,
+    replica: ReplicaId,
+    existing: &BTreeSet<ReplicaId>,
+) -> Result<Patch, PatchError> {
     let object = name(&stored.metadata);
     let text = replica.to_string();
     let set = stored.status.as_ref().and_then(|status| status.in_sync.as_ref());
@@ -198,10 +205,11 @@ pub fn dismissal(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, P
     }
     let mut draft = volume_draft(stored)?;
     draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
-    match stored.spec.dismissed.is_empty() {
-        true => draft.add("/spec/dismissed", json!([text])),
-        false => draft.add("/spec/dismissed/-", json!(text)),
-    }
+    let mut dismissed: BTreeSet<ReplicaId> = stored.spec.dismissed.iter().filter_map(|id| id.parse().ok()).collect();
+    let highest = dismissed.last().copied();
+    dismissed.retain(|id| existing.contains(id) || Some(*id) == highest);
+    dismissed.insert(replica);
+    draft.add("/spec/dismissed", json!(dismissed));
     Ok(draft.finish())
 }
 

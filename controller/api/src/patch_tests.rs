@@ -311,17 +311,35 @@ fn answers_of_the_server_are_told_apart() {
 #[test]
 fn a_copy_is_let_go_only_outside_of_the_set_and_growing_sees_it() {
     let document = document();
-    let patch = dismissal(&typed(&document), ReplicaId(3)).unwrap();
+    let patch = dismissal(&typed(&document), ReplicaId(3), &ids(&[3])).unwrap();
     let mut now = apply(&patch, &document).unwrap();
     assert_eq!(now["spec"]["dismissed"], json!(["r3"]));
     now["metadata"]["resourceVersion"] = json!("8");
     // The consumer that had looked before may not take it in any more, and neither may the controller let go twice.
     let grow = record(&op(Change::Grow { replica: ReplicaId(3) }), &typed(&document)).unwrap();
     assert_eq!((apply(&grow, &now), apply(&patch, &now)), (None, None));
-    let second = dismissal(&typed(&now), ReplicaId(4)).unwrap();
+    let second = dismissal(&typed(&now), ReplicaId(4), &ids(&[3, 4])).unwrap();
     assert_eq!(apply(&second, &now).unwrap()["spec"]["dismissed"], json!(["r3", "r4"]));
-    let error = dismissal(&typed(&document), ReplicaId(1)).unwrap_err();
+    let error = dismissal(&typed(&document), ReplicaId(1), &ids(&[1])).unwrap_err();
     assert_eq!(error, PatchError::StillInSync { object: "pvc-1".into(), replica: ReplicaId(1) });
+}
+
+#[test]
+fn of_copies_let_go_those_without_an_object_are_forgotten_but_no_number_comes_twice() {
+    let mut document = document();
+    document["spec"]["dismissed"] = json!(["r3", "r4", "r12"]);
+    let next = |existing: &[u32]| {
+        let patch = dismissal(&typed(&document), ReplicaId(6), &ids(existing)).unwrap();
+        apply(&patch, &document).unwrap()["spec"]["dismissed"].clone()
+    };
+    assert_eq!(next(&[0, 4, 6]), json!(["r4", "r6", "r12"]));
+    assert_eq!(next(&[6]), json!(["r6", "r12"]));
+    // What is left of their departures goes with the next change of the set.
+    document["spec"]["dismissed"] = json!(["r4"]);
+    let shrink = op(Change::Shrink { replica: ReplicaId(1), departure: LEFT, flap: FLAP });
+    let now = apply(&record(&shrink, &typed(&document)).unwrap(), &document).unwrap();
+    let left: Vec<_> = now["status"]["departures"].as_array().unwrap().iter().map(|d| d["replica"].clone()).collect();
+    assert_eq!(left, ["r3", "r1"]);
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl StatusDraft<'_> {
         self.set("format", json!(Format { state, epoch }))
     }
 
-    /// Records who left and forgets who is in sync again, entry by entry.
+    /// Records who left and forgets who is in sync again or was let go, entry by entry.
     pub(super) fn departures(&mut self, left: &BTreeMap<ReplicaId, DepartureRecord>, in_sync: &BTreeSet<ReplicaId>) {
         let stored: Vec<(usize, String)> = self
             .stored()
@@ -137,7 +137,9 @@ impl StatusDraft<'_> {
             let at = format!("/status/departures/{index}");
             self.draft.test(&format!("{at}/replica"), json!(replica));
             let id: Option<ReplicaId> = replica.parse().ok();
-            if id.is_some_and(|id| in_sync.contains(&id)) {
+            // One that was let go for ever needs no proof for its return.
+            let dismissed = self.volume.spec.dismissed.contains(replica);
+            if dismissed || id.is_some_and(|id| in_sync.contains(&id)) {
                 self.draft.remove(&at);
             } else if let Some(record) = id.and_then(|id| left.get(&id)) {
                 self.draft.replace(&format!("{at}/epoch"), json!(record.epoch));
