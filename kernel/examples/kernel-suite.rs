@@ -10,8 +10,7 @@
 //! it fails so. It works on one fixed volume, overwrites blank drives, and never runs outside a throw-away machine.
 
 use meshstor_kernel::facts::{
-    BlankData, DriveClass, EpochRecord, Extent, Listen, MemberFact, OtherCopyInSync, SyncSpeed, Transport,
-    Unclaimed,
+    BlankData, DriveClass, EpochRecord, Extent, Listen, MemberFact, OtherCopyInSync, SyncSpeed, Transport, Unclaimed,
 };
 use meshstor_kernel::id::{ClusterId, DriveId, ExportKey, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use meshstor_kernel::linux::root::Root;

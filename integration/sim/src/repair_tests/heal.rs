@@ -164,12 +164,10 @@ fn a_copy_that_somebody_else_assembled_is_copied_wholly() {
             let since = pod.cluster.world.trace().split_off(before);
             let seen = since.iter().any(|line| line.contains(" a ") && line.contains(step));
             assert!(seen, "{step}: {since:#?}");
-            let probe = pod
-                .cluster
-                .world
-                .kernel("b")
-                .partition(meshstor_kernel::id::ReplicaKey { volume: pod.id(), replica: ReplicaId(1) });
-            assert_eq!(probe.await.unwrap().unwrap().record.unwrap().tainted.is_some(), foreign);
+            let key = meshstor_kernel::id::ReplicaKey { volume: pod.id(), replica: ReplicaId(1) };
+            let kernel = pod.cluster.world.kernel("b");
+            let record = kernel.partition(key).await.unwrap().unwrap().record.unwrap();
+            assert_eq!(record.tainted.is_some(), foreign);
         }
     });
 }
