@@ -2,7 +2,7 @@
 
 use crate::{options, telemetry};
 use anyhow::Result;
-use meshstor_controller::{Controller, ControllerConfig};
+use meshstor_controller::{Controller, ControllerConfig, ResyncLimits};
 use meshstor_csi::identity::{Identity, Readiness};
 use meshstor_csi::proto::controller_server::ControllerServer;
 use meshstor_csi::server;
@@ -24,6 +24,12 @@ pub struct Arguments {
     /// Address of /metrics, /healthz and /readyz
     #[arg(long, default_value = "0.0.0.0:9809")]
     metrics_address: SocketAddr,
+    /// Whole copies that one node may take part in at the same time, as source or as target
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    resyncs_per_node: u16,
+    /// Whole copies that may be made at the same time in the cluster
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    resyncs_per_cluster: u16,
     /// Log as JSON
     #[arg(long)]
     log_json: bool,
@@ -36,7 +42,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let client = options::kube_client().await?;
-        let controller = Controller::new(client, ControllerConfig::default());
+        let resyncs =
+            ResyncLimits { node: arguments.resyncs_per_node.into(), cluster: arguments.resyncs_per_cluster.into() };
+        let controller = Controller::new(client, ControllerConfig { resyncs, ..ControllerConfig::default() });
         let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(|| Ok(()))).await?;
         let bound = server::bind(&arguments.csi_endpoint).await?;
         tracing::info!(socket = %bound.path().display(), metrics = %address, "controller started");

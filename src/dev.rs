@@ -160,7 +160,14 @@ async fn start_nodes(
                 .map(|(name, client)| {
                     world.add_node(&name, &drives(&name, bytes));
                     let node = NodeName(name.clone());
-                    let config = NodeConfig { node, cluster, fabric: "default".into(), clock: Clock::default() };
+                    let config = NodeConfig {
+                        node,
+                        cluster,
+                        fabric: "default".into(),
+                        clock: Clock::default(),
+                        speeds: Default::default(),
+                        keep_caches: false,
+                    };
                     NodeActor::launch(config, world.kernel(&name), client, runtime.clone())
                 })
                 .collect();

@@ -9,6 +9,7 @@ use meshstor_kernel::facts::NodeFact;
 use meshstor_kernel::id::NodeName;
 use meshstor_kernel::linux::{Linux, LinuxConfig, root::Root};
 use meshstor_kernel::{Kernel, SharedKernel};
+use meshstor_plan::array::SyncSpeeds;
 use meshstor_plan::export::PORT_RANGE;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,9 +33,39 @@ pub struct Arguments {
     /// The storage network this node is on; volumes are reachable only inside one
     #[arg(long, default_value = "default")]
     fabric: String,
+    #[command(flatten)]
+    resync: Resync,
+    /// Leave volatile write caches of drives on: faster, and every reboot of this node costs its copies a resync
+    #[arg(long)]
+    keep_volatile_caches: bool,
     /// Log as JSON
     #[arg(long)]
     log_json: bool,
+}
+
+/// How fast copies are made, for each member of an array.
+#[derive(clap::Args)]
+struct Resync {
+    /// MiB/s that a resync gets whatever the volume is used for
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    resync_min: u32,
+    /// The same for a volume that has one complete copy only
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    resync_endangered_min: u32,
+    /// MiB/s that a resync never exceeds
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    resync_max: u32,
+}
+
+impl Resync {
+    fn speeds(&self) -> Result<SyncSpeeds> {
+        let Resync { resync_min: min, resync_endangered_min: endangered, resync_max: max } = *self;
+        anyhow::ensure!(
+            min <= endangered && endangered <= max,
+            "--resync-min {min}, --resync-endangered-min {endangered}, --resync-max {max}: none may exceed the next one"
+        );
+        Ok(SyncSpeeds { min_kib: min << 10, endangered_min_kib: endangered << 10, max_kib: max << 10 })
+    }
 }
 
 fn linux_config(node_name: &str) -> LinuxConfig {
@@ -56,6 +87,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             cluster,
             fabric: arguments.fabric.clone(),
             clock: Clock::default(),
+            speeds: arguments.resync.speeds()?,
+            keep_caches: arguments.keep_volatile_caches,
         };
         let mut config = AgentConfig::new(node, client, move || Rc::new(linux) as SharedKernel);
         config.socket = Some(arguments.csi_endpoint.clone());

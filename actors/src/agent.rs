@@ -160,6 +160,8 @@ mod tests {
             cluster: ClusterId(uuid::Uuid::nil()),
             fabric: "blue".into(),
             clock: Clock::default(),
+            speeds: Default::default(),
+            keep_caches: false,
         };
         let mut config = AgentConfig::new(node, store.client_for("a"), || {
             let world = World::new(1, Config::default());

@@ -2,6 +2,7 @@
 //! which simulations stop.
 
 use k8s_openapi::jiff::Timestamp;
+use meshstor_plan::wall::WallTime;
 use std::sync::Arc;
 
 /// Source of the timestamps that people read; simulations bring their own.
@@ -18,6 +19,11 @@ impl Clock {
     pub fn now(&self) -> String {
         let seconds = (self.0)().as_second();
         Timestamp::from_second(seconds).unwrap_or_default().to_string()
+    }
+
+    /// Now, for what plans record.
+    pub fn wall(&self) -> WallTime {
+        WallTime((self.0)().as_second())
     }
 }
 

@@ -37,6 +37,9 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::StaleCopy { .. }
         | Reason::Resyncing { .. }
         | Reason::Degraded { .. }
+        | Reason::Flapping { .. }
+        | Reason::WaitsForResyncBudget { .. }
+        | Reason::CacheLost { .. }
         | Reason::HeldByArray { .. }
         | Reason::Busy { .. }
         | Reason::DriveRefused { .. }

@@ -7,6 +7,7 @@ use crate::api::Server;
 use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::messages::Poke;
+use crate::node::NodeConfig;
 use actix::Recipient;
 use meshstor_api::convert::volume_record;
 use meshstor_api::{MeshStorNode, MeshStorVolume};
@@ -15,7 +16,7 @@ use meshstor_kernel::facts::{NodeFact, Transport};
 use meshstor_kernel::id::{ClusterId, NodeName, ReplicaKey, VolumeId};
 use meshstor_kernel::ops::Changed;
 use meshstor_plan::Step;
-use meshstor_plan::array::RecordLook;
+use meshstor_plan::array::{RecordLook, SyncSpeeds};
 use meshstor_plan::record::VolumeRecord;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,10 @@ pub struct Env {
     pub cluster: ClusterId,
     /// Wall time for objects.
     pub clock: Clock,
+    /// How fast resyncs of this node's arrays run.
+    pub speeds: SyncSpeeds,
+    /// Drives keep their volatile caches on.
+    pub keep_caches: bool,
     /// Told when a record was read that differs from the one before.
     pub poke: Recipient<Poke>,
     /// Who is called what.
@@ -81,20 +86,16 @@ pub struct Reading {
 
 impl Env {
     /// The shared part of a node agent.
-    pub fn new(
-        kernel: SharedKernel,
-        client: kube::Client,
-        me: NodeName,
-        cluster: ClusterId,
-        clock: Clock,
-        poke: Recipient<Poke>,
-    ) -> Rc<Env> {
+    pub fn new(kernel: SharedKernel, client: kube::Client, config: NodeConfig, poke: Recipient<Poke>) -> Rc<Env> {
+        let NodeConfig { node: me, cluster, fabric: _, clock, speeds, keep_caches } = config;
         Rc::new(Env {
             kernel,
             server: Server::new(client),
             me,
             cluster,
             clock,
+            speeds,
+            keep_caches,
             poke,
             book: RefCell::default(),
             node: RefCell::default(),

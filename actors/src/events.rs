@@ -112,6 +112,20 @@ const ORPHANS: Metric = Metric {
     help: "Replica partitions on this node's drives that no MeshStorReplica names: kept, never exported, never wiped",
     labels: &[],
 };
+const RESYNC_LEFT: Metric = Metric {
+    name: "meshstor_resync_left_bytes",
+    shape: Shape::Gauge,
+    unit: Unit::Bytes,
+    help: "Bytes that running resyncs of this node's arrays have still to go through",
+    labels: &[],
+};
+const RESYNC_LIMIT: Metric = Metric {
+    name: "meshstor_resync_limit_bytes",
+    shape: Shape::Gauge,
+    unit: Unit::Bytes,
+    help: "Bytes a second that one resync of this node may copy while its drives are otherwise idle",
+    labels: &[],
+};
 
 /// Every metric of this crate: documentation, dashboards and alert rules are checked against it.
 pub const METRICS: &[Metric] = &[
@@ -126,6 +140,8 @@ pub const METRICS: &[Metric] = &[
     WATCH_FAILURES,
     API_UP,
     ORPHANS,
+    RESYNC_LEFT,
+    RESYNC_LIMIT,
 ];
 
 /// Tells the metrics recorder what our metrics mean; call it once after a recorder is installed.
@@ -229,6 +245,12 @@ pub(crate) fn orphans(count: usize) {
     metrics::gauge!(ORPHANS.name).set(count as f64);
 }
 
+/// How much is still to be copied, and how fast at most.
+pub(crate) fn resyncs(left_bytes: u64, limit_kib: u32) {
+    metrics::gauge!(RESYNC_LEFT.name).set(left_bytes as f64);
+    metrics::gauge!(RESYNC_LIMIT.name).set(f64::from(limit_kib) * 1024.0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,6 +285,7 @@ mod tests {
             watch_failed("volume", &"reset");
             api_reachable(true);
             orphans(0);
+            resyncs(1 << 30, 1024);
             let volume = meshstor_kernel::id::VolumeId(uuid::Uuid::nil());
             let step = Step::Kernel(meshstor_kernel::ops::Op::StopArray { volume });
             Audit::begin("array", "k", &step).end(&Ok(Changed::Yes));

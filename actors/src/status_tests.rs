@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::clock::Clock;
+use crate::node::NodeConfig;
 use crate::testing::{Ear, pass, paused};
 use actix::Addr;
 use meshstor_api::{MeshStorNode, crds};
@@ -23,7 +24,15 @@ impl Rig {
         let (_, poke, _) = Ear::listen();
         let cluster = ClusterId(uuid::Uuid::nil());
         let client = store.client_for("a");
-        let env = Env::new(world.kernel("a"), client, NodeName("a".into()), cluster, Clock::default(), poke);
+        let config = NodeConfig {
+            node: NodeName("a".into()),
+            cluster,
+            fabric: "default".into(),
+            clock: Clock::default(),
+            speeds: Default::default(),
+            keep_caches: false,
+        };
+        let env = Env::new(world.kernel("a"), client, config, poke);
         let board = Board::default();
         let writer = StatusWriter::new(env, board.clone()).start();
         Rig { store, board, writer }

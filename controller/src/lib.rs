@@ -13,6 +13,7 @@
 //! It never touches a kernel or a drive, never talks to a node agent except through custom resources, and keeps nothing
 //! in memory that must survive a restart.
 
+mod budget;
 mod create;
 mod csi;
 mod decide;
@@ -32,6 +33,7 @@ mod telemetry;
 mod unpublish;
 mod writer;
 
+pub use budget::ResyncLimits;
 pub use error::ControlError;
 pub use k8s_openapi::jiff::Timestamp;
 pub use telemetry::describe_metrics;
@@ -64,6 +66,8 @@ pub struct ControllerConfig {
     pub retry: Duration,
     /// The loop looks again at a volume that is being repaired, or misses a copy, after this long.
     pub repair_poll: Duration,
+    /// How many copies may be made wholly at the same time.
+    pub resyncs: ResyncLimits,
     /// The wall clock: for heartbeats and for times written into objects, never for timers.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Where the identities of new volumes come from.
@@ -81,6 +85,7 @@ impl Default for ControllerConfig {
             resync: Duration::from_secs(60),
             retry: Duration::from_secs(2),
             repair_poll: Duration::from_secs(5),
+            resyncs: ResyncLimits::default(),
             now: Arc::new(Timestamp::now),
             new_id: Arc::new(Uuid::new_v4),
         }
@@ -98,6 +103,7 @@ impl fmt::Debug for ControllerConfig {
             .field("resync", &self.resync)
             .field("retry", &self.retry)
             .field("repair_poll", &self.repair_poll)
+            .field("resyncs", &self.resyncs)
             .finish_non_exhaustive()
     }
 }
@@ -110,6 +116,7 @@ pub(crate) struct Context {
     pub(crate) awaited: Awaited,
     pub(crate) inflight: Inflight,
     pub(crate) refusals: repair::Refusals,
+    pub(crate) budget: budget::Budget,
 }
 
 impl Context {
@@ -132,7 +139,8 @@ impl Controller {
         let writer = Writer::new(client, config.api_timeout);
         let (hints, awaited, inflight) = (Hints::default(), Awaited::default(), Inflight::default());
         let refusals = repair::Refusals::default();
-        Controller { context: Arc::new(Context { writer, config, hints, awaited, inflight, refusals }) }
+        let budget = budget::Budget::default();
+        Controller { context: Arc::new(Context { writer, config, hints, awaited, inflight, refusals, budget }) }
     }
 
     /// The CSI controller service, to be put behind `proto::controller_server::ControllerServer`.

@@ -143,6 +143,7 @@ async fn volumes(context: &Context, state: &State) {
         match event {
             Event::Init => fresh.clear(),
             Event::InitApply(object) => {
+                context.budget.volume(&object);
                 fresh.insert(name(&object), text(&object, "/spec/attachment/consumer"));
             }
             Event::InitDone => {
@@ -151,9 +152,11 @@ async fn volumes(context: &Context, state: &State) {
                     changed(context, state, volume);
                 }
                 telemetry::volumes(known.len());
+                context.budget.volumes_listed(&known);
                 *lock(&state.consumers) = known;
             }
             Event::Apply(object) => {
+                context.budget.volume(&object);
                 let mut consumers = lock(&state.consumers);
                 consumers.insert(name(&object), text(&object, "/spec/attachment/consumer"));
                 telemetry::volumes(consumers.len());
@@ -172,8 +175,16 @@ async fn volumes(context: &Context, state: &State) {
 }
 
 async fn replicas(context: &Context, state: &State) {
+    let mut fresh = BTreeSet::new();
     let mut events = pin!(watched::<MeshStorReplica>(context));
     while let Some(event) = events.next().await {
+        match &event {
+            Event::Init => fresh.clear(),
+            Event::InitApply(object) => fresh.extend(context.budget.copy(object)),
+            Event::InitDone => context.budget.copies_listed(&std::mem::take(&mut fresh)),
+            Event::Apply(object) => drop(context.budget.copy(object)),
+            Event::Delete(object) => context.budget.copy_gone(object),
+        }
         if let Event::InitApply(object) | Event::Apply(object) | Event::Delete(object) = event
             && let Some(volume) = text(&object, "/spec/volume")
         {
@@ -189,6 +200,7 @@ async fn nodes(context: &Context, state: &State) {
     while let Some(event) = events.next().await {
         let (Event::InitApply(object) | Event::Apply(object)) = event else { continue };
         let (node, boot) = (name(&object), text(&object, "/status/bootID").unwrap_or_default());
+        context.budget.heard(node.clone());
         if boots.insert(node.clone(), boot.clone()).is_some_and(|known| known == boot) {
             continue;
         }

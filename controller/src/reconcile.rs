@@ -2,9 +2,10 @@
 //!
 //! Called by `loops` after a hint or a timer. Level-triggered: it looks at the volume as it is now and brings it one step
 //! on; several controllers may do so at once, compare-and-swap sorts them out. In this order, because each of them makes
-//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, conditions, repair.
+//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, conditions, the resync budget, repair.
 
 use crate::Context;
+use crate::budget;
 use crate::decide;
 use crate::delete::{self, Progress};
 use crate::error::ControlError;
@@ -53,9 +54,22 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Next, Con
         return Ok(soon);
     }
     match report(context, &volume, Ok(&record)).await? {
-        Next::Rest => Ok(repair::step(context, &volume, &record, &replicas).await?.unwrap_or(Next::Rest)),
+        Next::Rest => {
+            let budget = budget::step(context, &volume, &replicas).await?;
+            let repair = repair::step(context, &volume, &record, &replicas).await?;
+            Ok(sooner(budget, repair))
+        }
         again => Ok(again),
     }
+}
+
+/// The earlier of two next looks.
+fn sooner(a: Option<Next>, b: Option<Next>) -> Next {
+    let after = |next: Option<Next>| match next {
+        Some(Next::After(delay)) => Some(delay),
+        Some(Next::Rest) | None => None,
+    };
+    after(a).into_iter().chain(after(b)).min().map_or(Next::Rest, Next::After)
 }
 
 /// A consumer that rebooted gets a new epoch: commands of its former life must not land later (K4). Returns whether

@@ -210,7 +210,10 @@ impl Case<'_> {
                 Some(replica) => delete::bury(self.context, replica, "Dismissed").await?,
                 None => return Ok(Acted::Nothing),
             },
-            Action::Dismiss(id) => self.of_volume(Endpoint::Main, patch::dismissal(self.volume, *id)?).await?,
+            Action::Dismiss(id) => {
+                let existing = self.own.keys().copied().collect();
+                self.of_volume(Endpoint::Main, patch::dismissal(self.volume, *id, &existing)?).await?;
+            }
             Action::Shrink(id) => self.of_volume(Endpoint::Status, patch::detached_shrink(self.volume, *id)?).await?,
             Action::Stay(id) => self.role(*id, ReplicaRole::Member, None, None).await?,
             Action::Retire(id, cause) => {

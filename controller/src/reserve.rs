@@ -259,6 +259,7 @@ pub(crate) fn reservation(volume: &MeshStorVolume, id: ReplicaId, pick: &Pick) -
         move_to: None,
         retired_by: None,
         export: ExportSpec::default(),
+        recovery: None,
         tombstone: None,
     };
     let metadata = ObjectMeta {

@@ -9,6 +9,9 @@ const EPOCHS: &str = "meshstor_controller_epochs_total";
 const RECONCILED: &str = "meshstor_controller_reconciled_total";
 const RETIRED: &str = "meshstor_controller_copies_retired_total";
 const RESERVED: &str = "meshstor_controller_copies_added_total";
+const RESYNCS_RUNNING: &str = "meshstor_controller_resyncs_running";
+const RESYNCS_WAITING: &str = "meshstor_controller_resyncs_waiting";
+const RESYNCS_LIMIT: &str = "meshstor_controller_resyncs_limit";
 const UNREADABLE: &str = "meshstor_controller_unreadable_objects_total";
 
 /// Tells the metrics recorder what our metrics mean; call it once after a recorder is installed.
@@ -20,6 +23,9 @@ pub fn describe_metrics() {
     metrics::describe_counter!(RECONCILED, "Looks at a volume by the background loop, by outcome");
     metrics::describe_counter!(RETIRED, "Copies that the controller told to leave, by cause");
     metrics::describe_counter!(RESERVED, "Copies added to volumes that live: replacements and moves");
+    metrics::describe_gauge!(RESYNCS_RUNNING, "Whole copies being made, when one was last asked for");
+    metrics::describe_gauge!(RESYNCS_WAITING, "Whole copies that waited for the budget then");
+    metrics::describe_gauge!(RESYNCS_LIMIT, "Whole copies that may be made at the same time in the cluster");
     metrics::describe_counter!(UNREADABLE, "Custom resources left out of a list because they cannot be read, by kind");
 }
 
@@ -62,6 +68,12 @@ pub(crate) fn retired(cause: &'static str) {
 
 pub(crate) fn reserved() {
     metrics::counter!(RESERVED).increment(1);
+}
+
+pub(crate) fn resyncs(running: usize, waiting: usize, limit: usize) {
+    metrics::gauge!(RESYNCS_RUNNING).set(running as f64);
+    metrics::gauge!(RESYNCS_WAITING).set(waiting as f64);
+    metrics::gauge!(RESYNCS_LIMIT).set(limit as f64);
 }
 
 pub(crate) fn unreadable(kind: String) {

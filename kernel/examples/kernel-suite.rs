@@ -10,9 +10,9 @@
 //! it fails so. It works on one fixed volume, overwrites blank drives, and never runs outside a throw-away machine.
 
 use meshstor_kernel::facts::{
-    BlankData, DriveClass, EpochRecord, Extent, Listen, MemberFact, OtherCopyInSync, Transport, Unclaimed,
+    BlankData, DriveClass, EpochRecord, Extent, Listen, MemberFact, OtherCopyInSync, SyncSpeed, Transport, Unclaimed,
 };
-use meshstor_kernel::id::{ClusterId, ExportKey, NodeName, ReplicaId, ReplicaKey, VolumeId};
+use meshstor_kernel::id::{ClusterId, DriveId, ExportKey, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use meshstor_kernel::linux::root::Root;
 use meshstor_kernel::linux::{Linux, LinuxConfig};
 use meshstor_kernel::ops::{Changed, FormatPermit, Op};
@@ -171,6 +171,11 @@ impl Suite {
             "bitmap" => Op::AddBitmap { volume },
             "nobitmap" => Op::RemoveBitmap { volume },
             "disks" => Op::SetRaidDisks { volume, count: number(word(1)?)? },
+            "speed" => {
+                let speed = SyncSpeed { min_kib: number(word(1)?)?, max_kib: number(word(2)?)? };
+                Op::SetSyncSpeed { volume, speed }
+            }
+            "cacheoff" => Op::DisableCache { drive: DriveId(word(1)?.into()) },
             "stop" => Op::StopArray { volume },
             "stopforeign" => Op::StopForeignArray { name: word(1)?.into() },
             "mount" => Op::Mount {
@@ -202,6 +207,10 @@ impl Suite {
         match words[0] {
             "node" => self.kernel.node().await.map(|fact| format!("{fact:#?}")).map_err(told),
             "drives" => self.kernel.drives().await.map(|fact| format!("{fact:#?}")).map_err(told),
+            "cache" => {
+                let found = self.kernel.drive(&DriveId(word(1)?.into())).await.map_err(told)?;
+                found.map(|fact| format!("volatile {}", fact.volatile_cache)).ok_or_else(|| "no such drive".into())
+            }
             "volumes" => self.kernel.volumes().await.map(|fact| format!("{fact:?}")).map_err(told),
             "exports" => self.kernel.exports(replica(word(1)?)?).await.map(|f| format!("{f:?}")).map_err(told),
             "partition" => self.kernel.partition(replica(word(1)?)?).await.map(|f| format!("{f:?}")).map_err(told),
@@ -284,6 +293,8 @@ impl Suite {
             in_sync: BTreeSet::from([ReplicaId(0), ReplicaId(1)]),
             volume_name: "suite".into(),
             sequence: 0,
+            tainted: None,
+            unflushed: None,
         }
     }
 

@@ -6,7 +6,7 @@
 
 mod md;
 
-pub use md::{ArrayFact, Bitmap, BlankData, MemberFact, MemberProbe, OtherCopyInSync, Superblock};
+pub use md::{ArrayFact, Bitmap, BlankData, MemberFact, MemberProbe, OtherCopyInSync, Superblock, SyncSpeed};
 
 use crate::id::{
     BootId, ClusterId, DriveId, Epoch, ExportKey, Generation, NodeName, Nqn, ReplicaId, ReplicaKey, VolumeId,
@@ -49,7 +49,7 @@ pub struct DriveFact {
     pub size_bytes: u64,
     /// Logical block size in bytes: 512 or 4096.
     pub sector_bytes: u32,
-    /// Whether a volatile write cache is on (`queue/write_cache` says `write back`).
+    /// Whether a volatile write cache is on: what the drive has acknowledged and not flushed goes with its power.
     pub volatile_cache: bool,
     /// Whose drive it is.
     pub class: DriveClass,
@@ -139,6 +139,11 @@ pub struct PartitionFact {
     pub path: Option<String>,
     /// Sizes the kernel has (differs from the table between a table edit and `BLKPG`).
     pub kernel_bytes: Option<u64>,
+    /// Whether the drive's volatile write cache is on.
+    pub volatile_cache: bool,
+    /// Which appearance of the drive in which boot this is. While two looks show the same, the drive has not lost its power
+    /// between them; empty when that cannot be told.
+    pub power: String,
     /// Kernel holders of the partition (`md127`, `dm-3`): names in sysfs `holders/`.
     pub holders: BTreeSet<String>,
     /// The MD superblock in it, read with `O_DIRECT`.
@@ -189,6 +194,21 @@ pub struct EpochRecord {
     pub volume_name: String,
     /// Raised by one at each write; the higher of two valid slots counts.
     pub sequence: u64,
+    /// The member, by MD's `device_uuid`, from which somebody else assembled an array: its bitmap and its events prove
+    /// nothing any more (F11). It speaks of that member only, and a whole recovery makes another one of the partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tainted: Option<Uuid>,
+    /// The drive's [`PartitionFact::power`] when this export life was first offered with a volatile cache on: the life ends
+    /// with it (rule 11). Absent: every write of this life was durable when it was acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unflushed: Option<String>,
+}
+
+impl EpochRecord {
+    /// Whether somebody else has assembled an array from this member.
+    pub fn taints(&self, superblock: &Superblock) -> bool {
+        self.tainted == Some(superblock.device_uuid)
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- exports

@@ -7,7 +7,7 @@ mod name;
 
 mod under_way;
 
-use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, Unclaimed};
+use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, SyncSpeed, Unclaimed};
 use crate::id::{DriveId, Epoch, ExportKey, NodeName, Nqn, ReplicaKey, VolumeId};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,6 +30,11 @@ pub enum Op {
     LabelDrive {
         /// The proof.
         evidence: BlankDrive,
+    },
+    /// Turn a drive's volatile write cache off and flush what is in it. Refused by a drive that cannot.
+    DisableCache {
+        /// The drive.
+        drive: DriveId,
     },
     /// Add a GPT entry in free space and tell the kernel. Refused when the extent is not free at that moment.
     AddPartition {
@@ -223,6 +228,13 @@ pub enum Op {
         /// Slots.
         count: u32,
     },
+    /// Bound the speed of resyncs and recoveries.
+    SetSyncSpeed {
+        /// Volume.
+        volume: VolumeId,
+        /// Between these.
+        speed: SyncSpeed,
+    },
     /// Stop the array. Refused while something has it open.
     StopArray {
         /// Volume.
@@ -313,6 +325,7 @@ impl fmt::Display for Op {
         let name = self.name();
         match self {
             Op::LabelDrive { evidence } => write!(f, "{name} {}", evidence.drive()),
+            Op::DisableCache { drive } => write!(f, "{name} {drive}"),
             Op::AddPartition { key, drive, extent } => {
                 write!(f, "{name} {key} on {drive} at {}+{}", extent.start, extent.length)
             }
@@ -358,6 +371,9 @@ impl fmt::Display for Op {
                 write!(f, "{name} {} {component} {}", volume.short(), if *on { "on" } else { "off" })
             }
             Op::SetRaidDisks { volume, count } => write!(f, "{name} {} {count}", volume.short()),
+            Op::SetSyncSpeed { volume, speed } => {
+                write!(f, "{name} {} {} to {} KiB/s", volume.short(), speed.min_kib, speed.max_kib)
+            }
             Op::StopForeignArray { name: md } => write!(f, "{name} {md}"),
             Op::MakeFilesystem { volume, permit } => {
                 let why = match permit {

@@ -76,6 +76,8 @@ mod tests {
             in_sync: (0..16).map(ReplicaId).collect(),
             volume_name: "pvc-1".into(),
             sequence,
+            tainted: None,
+            unflushed: None,
         }
     }
 

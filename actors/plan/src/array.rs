@@ -14,18 +14,24 @@
 //! It never removes the last in-sync member (P8), never takes a member into the record before that member's own
 //! superblock says so (P7), and never formats or mounts: that is `stage`.
 
+mod flap;
 mod leave;
+mod pace;
 mod run;
 mod start;
 mod stop;
 
 use crate::record::{RecordOp, VolumeRecord};
+use crate::wall::WallTime;
 use crate::{Machine, Plan, Reason};
 use meshstor_kernel::facts::{ArrayFact, ConnectionFact, MemberFact, MemberProbe, Transport};
 use meshstor_kernel::id::{BootId, Epoch, ExportKey, NodeName, ReplicaId, VolumeId};
 use meshstor_kernel::mutant::{self, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+pub use flap::CALM;
+pub use pace::SyncSpeeds;
 
 /// A remote member that has been unreachable this long is taken out of the set when another copy answers (rule 2).
 pub const UNREACHABLE: Duration = Duration::from_secs(5);
@@ -81,6 +87,15 @@ pub struct Candidate {
     pub probe: Option<MemberProbe>,
 }
 
+impl Candidate {
+    /// Whether somebody else has assembled an array from it since it was copied wholly (F11).
+    fn tainted(&self) -> bool {
+        let probe = self.probe.as_ref();
+        let both = probe.and_then(|probe| Some((probe.record.as_ref()?, probe.superblock.as_ref()?)));
+        both.is_some_and(|(record, superblock)| record.taints(superblock))
+    }
+}
+
 /// What was observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArrayLook {
@@ -88,6 +103,10 @@ pub struct ArrayLook {
     pub me: NodeName,
     /// This boot.
     pub boot: BootId,
+    /// What this node's clock shows: for what is recorded of copies that come and go.
+    pub now: WallTime,
+    /// How fast this node may copy.
+    pub speeds: SyncSpeeds,
     /// The record.
     pub record: RecordLook,
     /// The array.
@@ -133,6 +152,10 @@ pub struct ArrayReport {
     pub epoch: Epoch,
     /// Members by replica: in sync or not, and what carries their I/O.
     pub members: BTreeMap<ReplicaId, MemberReport>,
+    /// The copy that is copied to wholly, or waits for the controller's leave to be.
+    pub copying: Option<ReplicaId>,
+    /// Bytes that a running sync has still to look at.
+    pub sync_bytes_left: u64,
     /// Percent of a running sync.
     pub sync_percent: Option<u32>,
     /// What it waits for, or what is wrong while it runs.
@@ -293,11 +316,17 @@ fn report(look: &ArrayLook, reason: Option<Reason>) -> ArrayReport {
             .map(|c| c.controllers.values().filter(|c| c.state == "live").map(|c| c.address.transport).collect())
             .unwrap_or_default(),
     };
+    let copying = match &look.record {
+        RecordLook::Fresh(record) => pace::copying(record, array, look),
+        RecordLook::Missing | RecordLook::Unreachable => None,
+    };
     ArrayReport {
         phase: ArrayPhase::Between,
         device: Some(array.path.clone()),
         epoch: members(array, look).map(|(k, _)| k.epoch).max().unwrap_or(0),
         members: members(array, look).map(|(k, m)| (k.replica.replica, member(k, m))).collect(),
+        copying,
+        sync_bytes_left: array.sync_completed.map_or(0, |(done, all)| all.saturating_sub(done) * 512),
         sync_percent: array.sync_completed.map(|(done, all)| (done * 100).checked_div(all).unwrap_or(100) as u32),
         reason,
     }

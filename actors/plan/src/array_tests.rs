@@ -84,6 +84,7 @@ fn array() -> ArrayFact {
         resync_done: true,
         has_bitmap: true,
         safe_mode_off: true,
+        sync_speed: None,
         members: [
             ("nvme0n1p1".to_string(), member(0, &["in_sync"])),
             ("nvme3n1".to_string(), member(1, &["in_sync", "write_mostly"])),
@@ -103,6 +104,7 @@ pub(super) fn replica(node: &str, local: bool, generation: u64) -> ReplicaRecord
         wanted_export: (EPOCH, generation),
         fenced_epoch: EPOCH,
         export: Some(ExportRecord { epoch: EPOCH, generation, listen, ready: true }),
+        granted: Some((EPOCH, generation)),
     }
 }
 
@@ -126,6 +128,7 @@ fn recorded() -> VolumeRecord {
         foreign: None,
         activated_epoch: EPOCH,
         departures: BTreeMap::new(),
+        flaps: BTreeMap::new(),
         format: FormatRecord::Done,
         released_epoch: 0,
         replicas: [(ReplicaId(0), replica("a", true, 0)), (ReplicaId(1), replica("b", false, 0))].into(),
@@ -145,6 +148,8 @@ fn look() -> ArrayLook {
     ArrayLook {
         me: NodeName("a".into()),
         boot: BootId("boot".into()),
+        speeds: SyncSpeeds::default(),
+        now: crate::wall::WallTime(1_700_000_000),
         record: RecordLook::Fresh(Box::new(recorded())),
         array: Some(array()),
         candidates: [(life(0, 0), local), (life(1, 0), remote)].into(),
@@ -290,7 +295,8 @@ fn it_goes_read_write_only_after_the_set_is_recorded() {
     at.array().state = "readonly".into();
     at.array().sync_action = "frozen".into();
     at.array().members.remove("nvme3n1");
-    let Some(Step::Record(RecordOp { change: Change::Activate { in_sync, departures }, .. })) = at.plan().next else {
+    let Some(Step::Record(RecordOp { change: Change::Activate { in_sync, departures, .. }, .. })) = at.plan().next
+    else {
         panic!()
     };
     assert_eq!(in_sync, ids(&[0]));
@@ -343,7 +349,7 @@ fn shrink_is_recorded_before_the_member_is_dropped() {
     at.wire().down_for = Duration::from_millis(4900);
     assert_eq!(at.name(), "rest");
     at.wire().down_for = UNREACHABLE;
-    let Some(Step::Record(RecordOp { change: Change::Shrink { replica, departure }, .. })) = at.plan().next else {
+    let Some(Step::Record(RecordOp { change: Change::Shrink { replica, departure, .. }, .. })) = at.plan().next else {
         panic!()
     };
     assert_eq!((replica, departure.events, departure.generation), (ReplicaId(1), 9, 0));
@@ -646,4 +652,38 @@ fn an_array_nobody_spoke_of_is_left_alone() {
     at.record().foreign = None;
     at.record().epoch = EPOCH - 1;
     assert_eq!(step(&at), "rest", "nor does one that went back in time");
+}
+
+// ------------------------------------------------------------------------------------ foreign assemblies (F11)
+
+/// Somebody else has assembled an array from this replica's member since it was copied.
+fn taint(at: &mut At, key: ExportKey) {
+    let probe = at.0.candidates.get_mut(&key).unwrap().probe.as_mut().unwrap();
+    let member = probe.superblock.as_ref().unwrap().device_uuid;
+    probe.record.as_mut().unwrap().tainted = Some(member);
+}
+
+#[test]
+fn a_member_that_somebody_else_assembled_returns_by_a_whole_recovery() {
+    let mut at = returning();
+    taint(&mut at, life(1, 1));
+    assert_eq!(at.name(), "add-member");
+    let probe = at.0.candidates.get_mut(&life(1, 1)).unwrap().probe.as_mut().unwrap();
+    probe.superblock.as_mut().unwrap().device_uuid = uuid::Uuid::from_u128(77);
+    assert_eq!(at.name(), "re-add-member", "it was copied wholly since");
+}
+
+#[test]
+fn a_start_leaves_it_out_when_another_copy_holds_everything() {
+    let mut at = At::stopped();
+    at.record().activated_epoch = EPOCH - 1;
+    taint(&mut at, life(0, 0));
+    at.probe(0).superblock.as_mut().unwrap().events = 99;
+    assert_eq!(at.plan().next.map(|s| s.to_string()), Some("assemble-array 00000000 from /dev/nvme3n1".into()));
+    taint(&mut at, life(1, 0));
+    assert_eq!(at.name(), "assemble-array", "where all are, the set holds");
+    at.wire().controllers.clear();
+    at.0.waiting_for = START_PATIENCE;
+    at.record().in_sync = Some(ids(&[0]));
+    assert_eq!(at.plan().next.map(|s| s.to_string()), Some("assemble-array 00000000 from /dev/nvme0n1p1".into()));
 }

@@ -102,6 +102,9 @@ impl Machine for Export {
     type Status = ExportReport;
 
     fn plan(desired: Option<&ReplicaKey>, look: &ExportLook) -> Plan<ExportReport> {
+        if let Some(plan) = desired.and_then(|key| taint(*key, look)) {
+            return plan;
+        }
         let (Some(key), Some(wish)) = (desired, &look.wish) else { return rest(look, Reason::ApiUnreachable) };
         let current = (wish.epoch, wish.generation);
         if let Some(plan) = close_gone(look) {
@@ -122,16 +125,16 @@ impl Machine for Export {
             return plan;
         }
         // Somebody else's assembly (udev's md127) over our partition: taken down unless it is in use.
-        if let Some(foreign) = partition.holders.iter().find(|h| h.starts_with("md") && !crate::array::ours(h)) {
-            let status = ExportReport { reason: Some(Reason::HeldByArray { array: foreign.clone() }), ..report(look) };
-            return Plan::step(Op::StopForeignArray { name: foreign.clone() }, status);
+        if let Some(array) = foreign(partition).filter(|name| name.starts_with("md")) {
+            let status = ExportReport { reason: Some(Reason::HeldByArray { array: array.clone() }), ..report(look) };
+            return Plan::step(Op::StopForeignArray { name: array.clone() }, status);
         }
         // An array of this node that began in an older epoch is still a writer (F6): no report until it is gone.
         if record.epoch < wish.epoch && !partition.holders.is_empty() && !mutant::on(Mutant::LocalFenceEarly) {
             return rest(look, Reason::HeldByArray { array: holders(partition) });
         }
         if (record.epoch, record.generation) < current {
-            let op = Op::WriteRecord { key: *key, record: raised(record, wish) };
+            let op = Op::WriteRecord { key: *key, record: raised(record, wish, partition) };
             return Plan::step(op, report(look));
         }
         match &wish.consumer {
@@ -141,6 +144,25 @@ impl Machine for Export {
             Some(node) => remote(*key, wish, node, partition, look),
         }
     }
+}
+
+/// Who holds the partition and is no array of ours.
+fn foreign(partition: &PartitionFact) -> Option<&String> {
+    partition.holders.iter().find(|holder| !crate::array::ours(holder))
+}
+
+/// Somebody else holds the partition: written down on the drive before anything is done about it, whatever is recorded
+/// elsewhere. Once that array is gone nothing shows any more that it was there, and it may have cleared the bitmap (F11).
+fn taint(key: ReplicaKey, look: &ExportLook) -> Option<Plan<ExportReport>> {
+    let partition = look.partition.as_ref()?;
+    let array = foreign(partition)?.clone();
+    let (record, superblock) = (partition.record.as_ref()?, partition.superblock.as_ref()?);
+    if record.taints(superblock) {
+        return None;
+    }
+    let record = EpochRecord { tainted: Some(superblock.device_uuid), ..record.clone() };
+    let status = ExportReport { reason: Some(Reason::HeldByArray { array }), ..report(look) };
+    Some(Plan::step(Op::WriteRecord { key, record }, status))
 }
 
 fn holders(partition: &PartitionFact) -> String {
@@ -217,8 +239,10 @@ fn to_retire(wish: &ExportWish, look: &ExportLook) -> BTreeSet<(u16, Epoch, Node
     dead.flat_map(|(k, e)| dialled(k, e)).filter(|(port, ..)| !look.quarantined.contains(port)).collect()
 }
 
-fn raised(record: &EpochRecord, wish: &ExportWish) -> EpochRecord {
+fn raised(record: &EpochRecord, wish: &ExportWish, partition: &PartitionFact) -> EpochRecord {
     EpochRecord {
+        // A new life: what is on the drive now is what it begins with.
+        unflushed: partition.volatile_cache.then(|| partition.power.clone()),
         epoch: wish.epoch,
         generation: wish.generation,
         in_sync: wish.in_sync.clone(),
@@ -233,6 +257,33 @@ fn local(wish: &ExportWish, look: &ExportLook) -> Plan<ExportReport> {
     Plan::rest(ExportReport { export: Some(export), ..report(look) })
 }
 
+/// Rule 11: what an export life has acknowledged without flushing is gone with the drive's power, and neither MD nor NVMe
+/// notices when its path returns. So such a life ends with the power: its port never answers again, the consumer drops the
+/// member, and it returns under the next life, by way of its bitmap, in which everything that was lost is still marked (MD
+/// clears a bit on a drive only behind a flush of that drive). A reboot in good order counts as well: nothing that the next
+/// boot can read proves that the drive was told.
+fn forgetful(export: ExportKey, partition: &PartitionFact, look: &ExportLook) -> Option<Plan<ExportReport>> {
+    let record = partition.record.as_ref()?;
+    let now = &partition.power;
+    match &record.unflushed {
+        Some(then) if then != now || now.is_empty() => {
+            let reason = Reason::CacheLost { replica: export.replica.replica };
+            let answering = look.exports.entries.get(&export).is_some_and(|e| e.enabled || !e.ports.is_empty());
+            Some(match answering && !now.is_empty() {
+                // The drive was away while its node stayed.
+                true => Plan::step(Op::Fence { key: export }, ExportReport { reason: Some(reason), ..report(look) }),
+                false => rest(look, reason),
+            })
+        }
+        // Before it is offered. What was written since the cache was turned off needs no such note.
+        known => {
+            let wanted = partition.volatile_cache.then(|| now.clone());
+            let record = EpochRecord { unflushed: wanted.clone(), ..record.clone() };
+            (*known != wanted).then(|| Plan::step(Op::WriteRecord { key: export.replica, record }, report(look)))
+        }
+    }
+}
+
 /// The consumer is another node: one subsystem, one port of its own for each transport.
 fn remote(
     key: ReplicaKey,
@@ -245,6 +296,9 @@ fn remote(
         return rest(look, Reason::HeldByArray { array: holders(partition) });
     }
     let export = ExportKey { replica: key, epoch: wish.epoch, generation: wish.generation };
+    if let Some(plan) = forgetful(export, partition, look) {
+        return plan;
+    }
     let entry = look.exports.entries.get(&export);
     let host = consumer.host_nqn();
     if let Some(entry) = entry.filter(|e| e.enabled && !e.ports.is_empty() && e.hosts.contains(&host)) {

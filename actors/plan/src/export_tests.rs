@@ -3,6 +3,7 @@
 use super::*;
 use crate::Step;
 use crate::testing::*;
+use meshstor_kernel::facts::{DATA_OFFSET, Superblock};
 
 fn wish(epoch: Epoch, consumer: Option<&str>) -> ExportWish {
     ExportWish {
@@ -188,6 +189,137 @@ fn a_buried_copys_export_goes_even_in_its_own_epoch() {
     assert!(!retire.is_empty(), "its number has to be recorded before its objects may go");
     l.quarantined = retire;
     assert_eq!(plan(&l).next, Some(Step::Kernel(Op::RemoveExport { key: at(3) })));
+}
+
+// ------------------------------------------------------------------------------------ foreign assemblies (F11)
+
+fn superblock(device: u128) -> Superblock {
+    Superblock {
+        set_uuid: volume().md_uuid(),
+        name: "ms".into(),
+        level: 1,
+        raid_disks: 2,
+        events: 9,
+        dev_number: 0,
+        roles: vec![0, 1],
+        device_uuid: uuid::Uuid::from_u128(device),
+        data_offset: DATA_OFFSET,
+        component_bytes: 1 << 30,
+        recovery_offset: None,
+        resync_pending: false,
+        bitmap: None,
+    }
+}
+
+#[test]
+fn a_foreign_assembly_is_written_down_before_it_is_stopped() {
+    let mut l = look(wish(3, Some("c")), 3);
+    let held = l.partition.as_mut().unwrap();
+    held.holders.insert("md127".into());
+    held.superblock = Some(superblock(7));
+    let written = |l: &ExportLook| match plan(l).next {
+        Some(Step::Kernel(Op::WriteRecord { record, .. })) => record,
+        other => panic!("{other:?}"),
+    };
+    let marked = EpochRecord { tainted: Some(uuid::Uuid::from_u128(7)), ..record(0, 3, 0) };
+    assert_eq!(written(&l), marked);
+    // Also when nobody can say what is wanted: it is gone, unseen, at any moment.
+    l.wish = None;
+    assert_eq!((written(&l), plan(&l).status.reason.unwrap().word()), (marked.clone(), "HeldByArray"));
+    l.wish = Some(wish(3, Some("c")));
+    l.partition.as_mut().unwrap().record = Some(marked);
+    assert_eq!(name(&plan(&l)), "stop-foreign-array");
+    // A whole recovery has made another member of it since, and that one is assembled by somebody else as well.
+    l.partition.as_mut().unwrap().superblock = Some(superblock(8));
+    assert_eq!(written(&l).tainted, Some(uuid::Uuid::from_u128(8)));
+}
+
+#[test]
+fn what_is_no_array_taints_as_well_and_our_own_array_does_not() {
+    let mut l = look(wish(3, Some("c")), 3);
+    l.partition.as_mut().unwrap().superblock = Some(superblock(7));
+    l.partition.as_mut().unwrap().holders.insert("dm-3".into());
+    assert_eq!(name(&plan(&l)), "write-record");
+    l.partition.as_mut().unwrap().holders = ["md1003".to_string()].into();
+    assert_eq!(name(&plan(&l)), "rest");
+}
+
+#[test]
+fn the_mark_outlives_new_epochs() {
+    let mut l = look(wish(4, Some("c")), 3);
+    l.partition.as_mut().unwrap().record.as_mut().unwrap().tainted = Some(uuid::Uuid::from_u128(7));
+    let Some(Step::Kernel(Op::WriteRecord { record, .. })) = plan(&l).next else { panic!() };
+    assert_eq!((record.epoch, record.tainted), (4, Some(uuid::Uuid::from_u128(7))));
+}
+
+// ---------------------------------------------------------------------------------- volatile caches (rule 11)
+
+/// Epoch 3 for node c, on a drive whose cache is on.
+fn volatile() -> ExportLook {
+    let mut l = look(wish(3, Some("c")), 3);
+    l.partition.as_mut().unwrap().volatile_cache = true;
+    l
+}
+
+fn noted(l: &ExportLook) -> Option<String> {
+    match plan(l).next {
+        Some(Step::Kernel(Op::WriteRecord { record, .. })) => record.unflushed,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_life_on_a_volatile_cache_is_noted_before_it_is_offered() {
+    let mut l = volatile();
+    assert_eq!(noted(&l), Some("boot/1".into()));
+    l.partition.as_mut().unwrap().record.as_mut().unwrap().unflushed = Some("boot/1".into());
+    assert_eq!(name(&plan(&l)), "export");
+    // The note comes with a new life as well.
+    l.wish = Some(wish(4, Some("c")));
+    assert_eq!(noted(&l), Some("boot/1".into()));
+    l.partition.as_mut().unwrap().volatile_cache = false;
+    assert_eq!(noted(&l), None);
+}
+
+#[test]
+fn a_life_whose_drive_lost_its_power_never_answers_again() {
+    let mut l = volatile();
+    l.partition.as_mut().unwrap().record.as_mut().unwrap().unflushed = Some("boot/1".into());
+    l.partition.as_mut().unwrap().power = "boot/2".into();
+    let p = plan(&l);
+    assert_eq!((name(&p), p.status.export.is_none(), p.status.fenced_epoch), ("rest", true, 3));
+    assert_eq!(p.status.reason.unwrap().word(), "CacheLost");
+    // Nor when its cache is off by now: what was lost before is lost.
+    l.partition.as_mut().unwrap().volatile_cache = false;
+    assert_eq!((name(&plan(&l)), plan(&l).status.export.is_none()), ("rest", true));
+    // Its drive was away, its node was not: the port closes.
+    l.exports.entries.insert(at(3), entry(true, "c"));
+    assert_eq!(plan(&l).next, Some(Step::Kernel(Op::Fence { key: at(3) })));
+    l.exports.entries.insert(at(3), entry(false, "c"));
+    assert_eq!(name(&plan(&l)), "rest");
+    // The consumer has dropped it: the next life begins.
+    l.wish = Some(ExportWish { generation: 1, ..wish(3, Some("c")) });
+    l.quarantined.insert(20_007);
+    l.exports.entries.clear();
+    assert_eq!(noted(&l), None);
+}
+
+#[test]
+fn a_drive_of_which_nobody_can_tell_is_taken_for_one_that_lost_its_power() {
+    let mut l = volatile();
+    l.partition.as_mut().unwrap().power = String::new();
+    l.partition.as_mut().unwrap().record.as_mut().unwrap().unflushed = Some(String::new());
+    assert_eq!((name(&plan(&l)), plan(&l).status.reason.unwrap().word()), ("rest", "CacheLost"));
+}
+
+#[test]
+fn a_reboot_of_a_drive_that_keeps_everything_changes_nothing() {
+    let mut l = look(wish(3, Some("c")), 3);
+    l.partition.as_mut().unwrap().power = "another/1".into();
+    assert_eq!(name(&plan(&l)), "export");
+    // Its cache was turned off while the life was served.
+    l.partition.as_mut().unwrap().record.as_mut().unwrap().unflushed = Some("another/1".into());
+    assert_eq!(noted(&l), None);
 }
 
 #[test]

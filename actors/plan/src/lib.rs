@@ -20,6 +20,7 @@ pub mod record;
 pub mod stage;
 #[cfg(test)]
 mod testing;
+pub mod wall;
 
 pub use reason::Reason;
 

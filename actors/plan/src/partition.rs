@@ -243,6 +243,8 @@ fn first_record(wish: &PartitionWish) -> EpochRecord {
         in_sync: BTreeSet::new(),
         volume_name: wish.volume_name.clone(),
         sequence: 0,
+        tainted: None,
+        unflushed: None,
     }
 }
 

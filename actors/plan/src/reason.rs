@@ -1,6 +1,7 @@
 //! Reasons: why something waits or is refused. One closed list behind conditions, CSI messages, metric labels and
 //! `docs/errors.md` (a test there ties the page to this list).
 
+use crate::wall::WallTime;
 use meshstor_kernel::id::{Epoch, NodeName, ReplicaId};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -72,6 +73,25 @@ pub enum Reason {
     Degraded {
         /// Those missing.
         missing: BTreeSet<ReplicaId>,
+    },
+    /// A copy that keeps leaving stays outside for a while.
+    Flapping {
+        /// Which.
+        replica: ReplicaId,
+        /// How often it has left.
+        times: u32,
+        /// When it may come back.
+        until: WallTime,
+    },
+    /// A copy has to be made wholly and enough others are being made.
+    WaitsForResyncBudget {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// The drive was without power and may have forgotten what it had acknowledged: its export does not answer again.
+    CacheLost {
+        /// Which.
+        replica: ReplicaId,
     },
     /// An array of an older epoch still uses the partition on its node.
     HeldByArray {
@@ -169,6 +189,9 @@ impl Reason {
             Reason::DataMissing { .. } => "DataMissing",
             Reason::Resyncing { .. } => "Resyncing",
             Reason::Degraded { .. } => "Degraded",
+            Reason::Flapping { .. } => "Flapping",
+            Reason::WaitsForResyncBudget { .. } => "WaitsForResyncBudget",
+            Reason::CacheLost { .. } => "CacheLost",
             Reason::HeldByArray { .. } => "HeldByArray",
             Reason::Busy { .. } => "Busy",
             Reason::DriveRefused { .. } => "DriveRefused",
@@ -205,6 +228,9 @@ impl Reason {
         "DataMissing",
         "Resyncing",
         "Degraded",
+        "Flapping",
+        "WaitsForResyncBudget",
+        "CacheLost",
         "HeldByArray",
         "Busy",
         "DriveRefused",
@@ -263,6 +289,18 @@ impl fmt::Display for Reason {
             Reason::DataMissing { what } => write!(f, "the volume's data are missing ({what}); never formatted again"),
             Reason::Resyncing { percent } => write!(f, "copying to a returning member, {percent} % done"),
             Reason::Degraded { missing } => write!(f, "not in sync: {}", list(missing)),
+            Reason::Flapping { replica, times, until } => {
+                write!(f, "{replica} has left {times} times, each within an hour of the last; it returns at {until}")
+            }
+            Reason::WaitsForResyncBudget { replica } => {
+                write!(f, "{replica} has to be copied wholly and waits for the controller's leave: others go first")
+            }
+            Reason::CacheLost { replica } => write!(
+                f,
+                "the drive of {replica} was without power and has a volatile cache: it may lack what was not flushed, and \
+                 waits for its consumer to drop it and take it back; if it is the last copy, the volume has to be detached \
+                 and attached again"
+            ),
             Reason::HeldByArray { array } => write!(f, "{array} of an older epoch still uses the partition"),
             Reason::Busy { holder } => write!(f, "in use by {holder}"),
             Reason::DriveRefused { why } => write!(f, "the drive is not ours to use: {why}"),

@@ -2,6 +2,7 @@
 //!
 //! Built from custom resources by the API crate, never from a cache that may lag when a decision depends on it.
 
+use crate::wall::WallTime;
 use meshstor_kernel::facts::Listen;
 use meshstor_kernel::id::{BootId, ClusterId, Epoch, ExportKey, Generation, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,8 @@ pub struct VolumeRecord {
     pub activated_epoch: Epoch,
     /// How replicas left.
     pub departures: BTreeMap<ReplicaId, DepartureRecord>,
+    /// How often replicas left lately.
+    pub flaps: BTreeMap<ReplicaId, FlapRecord>,
     /// State of the file system's making.
     pub format: FormatRecord,
     /// Highest epoch whose consumer confirmed its stop.
@@ -69,6 +72,15 @@ pub struct DepartureRecord {
     pub events: u64,
 }
 
+/// How often a replica left, each time within an hour of the time before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlapRecord {
+    /// Departures.
+    pub count: u32,
+    /// The last one, by the clock of the consumer it had then.
+    pub last: WallTime,
+}
+
 /// One copy as recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaRecord {
@@ -84,6 +96,8 @@ pub struct ReplicaRecord {
     pub fenced_epoch: Epoch,
     /// Its live export, as its node reports it.
     pub export: Option<ExportRecord>,
+    /// The export life in which it may be copied to wholly.
+    pub granted: Option<(Epoch, Generation)>,
 }
 
 /// A live export as its node reports it.
@@ -163,6 +177,8 @@ pub enum Change {
         in_sync: BTreeSet<ReplicaId>,
         /// Those that were in it and are not active.
         departures: BTreeMap<ReplicaId, DepartureRecord>,
+        /// How often these have left, this time included.
+        flaps: BTreeMap<ReplicaId, FlapRecord>,
     },
     /// A member is out, before the array loses it.
     Shrink {
@@ -170,6 +186,8 @@ pub enum Change {
         replica: ReplicaId,
         /// Proof needed for its return.
         departure: DepartureRecord,
+        /// How often it has left, this time included.
+        flap: FlapRecord,
     },
     /// A member is in, after its own superblock says so.
     Grow {
@@ -204,7 +222,7 @@ impl fmt::Display for RecordOp {
         write!(f, "{} {volume} epoch {epoch}", self.name())?;
         match &self.change {
             Change::Activate { in_sync, .. } => in_sync.iter().try_for_each(|r| write!(f, " {r}")),
-            Change::Shrink { replica, departure } => write!(f, " without {replica} at events {}", departure.events),
+            Change::Shrink { replica, departure, .. } => write!(f, " without {replica} at events {}", departure.events),
             Change::Grow { replica } => write!(f, " with {replica}"),
             Change::FormatStarted | Change::FormatDone | Change::Released => Ok(()),
         }

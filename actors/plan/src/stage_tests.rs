@@ -27,6 +27,7 @@ fn look(format: FormatRecord, signature: Option<&str>, blank: bool) -> StageLook
         foreign: None,
         activated_epoch: 1,
         departures: BTreeMap::new(),
+        flaps: Default::default(),
         format,
         released_epoch: 0,
         replicas: BTreeMap::new(),

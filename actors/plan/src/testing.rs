@@ -28,6 +28,8 @@ pub fn record(replica: u32, epoch: Epoch, generation: Generation) -> EpochRecord
         in_sync: BTreeSet::new(),
         volume_name: "pvc-1".into(),
         sequence: 1,
+        tainted: None,
+        unflushed: None,
     }
 }
 
@@ -60,6 +62,8 @@ pub fn partition(replica: u32) -> PartitionFact {
         extent: Extent { start: ALIGNMENT, length: 1 << 30 },
         path: Some("/dev/nvme0n1p1".into()),
         kernel_bytes: Some(1 << 30),
+        volatile_cache: false,
+        power: "boot/1".into(),
         holders: BTreeSet::new(),
         superblock: None,
         record: Some(record(replica, 0, 0)),
@@ -88,6 +92,7 @@ pub fn volume_record() -> VolumeRecord {
         foreign: None,
         activated_epoch: 1,
         departures: BTreeMap::new(),
+        flaps: BTreeMap::new(),
         format: FormatRecord::Done,
         released_epoch: 0,
         replicas: BTreeMap::new(),

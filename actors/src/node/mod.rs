@@ -42,6 +42,7 @@ use meshstor_kernel::SharedKernel;
 use meshstor_kernel::facts::{NodeFact, Transport};
 use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaKey, VolumeId};
 use meshstor_plan::Machine;
+use meshstor_plan::array::SyncSpeeds;
 use meshstor_plan::partition::PartitionState;
 use messages::Surveyed;
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +81,10 @@ pub struct NodeConfig {
     pub fabric: String,
     /// Wall time for objects.
     pub clock: Clock,
+    /// How fast resyncs of this node's arrays run.
+    pub speeds: SyncSpeeds,
+    /// Drives keep their volatile write caches on.
+    pub keep_caches: bool,
 }
 
 /// The root actor.
@@ -139,9 +144,9 @@ impl NodeActor {
         client: kube::Client,
         runtime: tokio::runtime::Handle,
     ) -> NodeActor {
-        let NodeConfig { node, cluster, fabric, clock } = config;
+        let fabric = config.fabric.clone();
         let sources = Sources::new(runtime, client.clone(), me.clone().recipient());
-        let env = Env::new(kernel, client, node, cluster, clock, me.clone().recipient());
+        let env = Env::new(kernel, client, config, me.clone().recipient());
         let board = Board::default();
         let writer = StatusWriter::new(env.clone(), board.clone()).start();
         NodeActor {
@@ -206,6 +211,7 @@ impl NodeActor {
             volumes.insert(key.volume);
         }
         for (volume, _) in self.arrays.news() {
+            self.count_resyncs();
             self.stages.look(&volume);
             self.exports.look_where(|key| key.volume == volume);
             volumes.insert(volume);

@@ -187,12 +187,21 @@ pub(super) fn volume(array: &Report<ArrayReport>, stage: Option<&Report<StageRep
         reason => said("Ready", staged && active, reason),
     };
     let fields = match state(status) {
-        Some(state) => json!({"array": {"state": state, "members": members(&status.members)}}),
+        Some(state) => {
+            let copying = status.copying.map(|replica| replica.to_string());
+            json!({"array": {"state": state, "members": members(&status.members), "copying": copying}})
+        }
         None => json!({}),
     };
     let telemetry = json!({"array": {"syncPercent": status.sync_percent}});
     let telemetry = if status.phase == ArrayPhase::Active { telemetry } else { json!({}) };
     Some(Put { fields, telemetry, conditions: vec![ready, healthy], ..Put::default() })
+}
+
+/// Whether a copy is outside of the set, whatever it waits for.
+fn outside(reason: &Reason) -> bool {
+    use Reason::{Degraded, Flapping, WaitsForResyncBudget};
+    matches!(reason, Degraded { .. } | Flapping { .. } | WaitsForResyncBudget { .. })
 }
 
 /// The array's state in one word; `None` while it is on its way.
@@ -205,7 +214,7 @@ fn state(status: &ArrayReport) -> Option<&'static str> {
             let whole = status.members.values().all(|member| member.in_sync);
             Some(if whole { "resyncing" } else { "recovering" })
         }
-        (ArrayPhase::Active, Some(Reason::Degraded { .. })) => Some("degraded"),
+        (ArrayPhase::Active, Some(reason)) if outside(reason) => Some("degraded"),
         (ArrayPhase::Active, _) => Some("active"),
     }
 }

@@ -52,7 +52,8 @@ fn array(phase: ArrayPhase, reason: Option<Reason>) -> Report<ArrayReport> {
 fn an_array_is_told_in_one_word_with_its_paths() {
     let mounted = report(StageReport { ready: true, reason: None });
     let put = volume(&array(ArrayPhase::Active, None), Some(&mounted)).unwrap();
-    assert_eq!(put.fields, json!({"array": {"state": "active", "members": ["r0=local", "r1=rdma"]}}));
+    let told = json!({"state": "active", "members": ["r0=local", "r1=rdma"], "copying": null});
+    assert_eq!(put.fields, json!({ "array": told }));
     assert!(put.conditions.iter().all(|said| said.status));
     let frozen = Some(Reason::LastCopyFrozen { replica: ReplicaId(0) });
     let put = volume(&array(ArrayPhase::Active, frozen), Some(&mounted)).unwrap();

@@ -17,6 +17,7 @@ use meshstor_csi::proto::{self, VolumeCapability};
 use meshstor_kernel::id::{ClusterId, DriveId, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use meshstor_kernel::sim::{Config, SimDrive, World};
 use meshstor_memstore::{Schema, Store};
+use meshstor_plan::array::SyncSpeeds;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -76,6 +77,8 @@ impl Rig {
             cluster: self.cluster,
             fabric: "default".into(),
             clock: Clock::default(),
+            speeds: SyncSpeeds::default(),
+            keep_caches: false,
         };
         let client = self.store.client_for(node);
         let runtime = tokio::runtime::Handle::current();
@@ -159,6 +162,7 @@ impl Rig {
             role: ReplicaRole::Member,
             move_to: None,
             retired_by: None,
+            recovery: None,
             export: ExportSpec::default(),
             tombstone: None,
         };

@@ -12,6 +12,7 @@
 use super::NodeActor;
 use super::report;
 use super::survey::Survey;
+use crate::events;
 use crate::sources::{Sources, Watching};
 use crate::status::Object;
 use meshstor_kernel::Class;
@@ -253,6 +254,12 @@ impl NodeActor {
         for (key, wish) in wanted {
             self.connections.want(&key, Some(wish));
         }
+    }
+
+    /// Says how much this node's arrays have still to copy.
+    pub(super) fn count_resyncs(&self) {
+        let left = self.volumes.keys().filter_map(|volume| Some(self.arrays.report(volume)?.status.sync_bytes_left));
+        events::resyncs(left.sum(), self.env.speeds.max_kib);
     }
 
     /// Volumes whose record was read anew since their connections were wired.

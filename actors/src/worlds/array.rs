@@ -145,6 +145,8 @@ impl World<Array> for ArrayWorld {
         let mut look = ArrayLook {
             me: self.env.me.clone(),
             boot: node.boot,
+            now: self.env.clock.wall(),
+            speeds: self.env.speeds,
             record,
             array,
             candidates,

@@ -6,11 +6,13 @@
 
 use crate::node::NodeAddress;
 use crate::replica::{ExportStatus, ListenStatus, MeshStorReplica, ReplicaRole};
-use crate::volume::{FormatState, MeshStorVolume, VolumeStatus};
+use crate::volume::{Flap, FormatState, MeshStorVolume, VolumeStatus};
+use k8s_openapi::jiff::Timestamp;
 use meshstor_kernel::facts::{Listen, Transport};
 use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaId};
 use meshstor_kernel::mutant::{self, Mutant};
-use meshstor_plan::record::{DepartureRecord, ExportRecord, FormatRecord, ReplicaRecord, VolumeRecord};
+use meshstor_plan::record::{DepartureRecord, ExportRecord, FlapRecord, FormatRecord, ReplicaRecord, VolumeRecord};
+use meshstor_plan::wall::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -102,6 +104,7 @@ pub fn volume_record<'a>(
         foreign: foreign(volume, cluster, own_cluster),
         activated_epoch: status.activated_epoch,
         departures: departures(object, status)?,
+        flaps: flaps(status),
         format: match status.format.as_ref().map(|format| format.state) {
             None => FormatRecord::Never,
             Some(FormatState::Started) => FormatRecord::Started,
@@ -129,6 +132,7 @@ pub fn replica_record(replica: &MeshStorReplica) -> Result<(ReplicaId, ReplicaRe
         wanted_export: (spec.export.epoch, spec.export.generation),
         fenced_epoch: replica.status.as_ref().map_or(0, |status| status.fenced_epoch),
         export: export.map(|export| export_record(object, export)).transpose()?,
+        granted: spec.recovery.as_ref().map(|recovery| (recovery.epoch, recovery.generation)),
     };
     Ok((object.replica("spec.replica", &spec.replica)?, record))
 }
@@ -184,6 +188,18 @@ fn departures(object: Object<'_>, status: &VolumeStatus) -> Result<BTreeMap<Repl
         }
     }
     Ok(departures)
+}
+
+/// Only patience depends on it: what cannot be read is left out, and no volume stands still for it.
+fn flaps(status: &VolumeStatus) -> BTreeMap<ReplicaId, FlapRecord> {
+    let read =
+        |flap: &Flap| Some((flap.replica.parse().ok()?, FlapRecord { count: flap.count, last: wall(&flap.last)? }));
+    status.flaps.iter().filter_map(read).collect()
+}
+
+/// A time as our objects carry it.
+pub fn wall(text: &str) -> Option<WallTime> {
+    text.parse::<Timestamp>().ok().map(|time| WallTime(time.as_second()))
 }
 
 fn replica_records<'a>(

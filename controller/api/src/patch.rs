@@ -18,7 +18,7 @@ mod error;
 pub use error::{CasError, CasRefused, PatchError};
 
 use crate::condition::Condition;
-use crate::replica::{ExportSpec, MeshStorReplica, ReplicaRole, Tombstone};
+use crate::replica::{ExportSpec, MeshStorReplica, RecoverySpec, ReplicaRole, Tombstone};
 use crate::volume::{Attachment, DeletionRequest, FormatState, MeshStorVolume};
 use draft::{Draft, StatusDraft, name, uid, version, volume_draft};
 use json_patch::Patch;
@@ -48,7 +48,7 @@ pub fn record(op: &RecordOp, stored: &MeshStorVolume) -> Result<Patch, PatchErro
     }
     let known = || in_sync.clone().ok_or_else(|| PatchError::Unknown { object: name.clone() });
     match &op.change {
-        Change::Activate { in_sync: new, departures } => {
+        Change::Activate { in_sync: new, departures, flaps } => {
             let old = known()?;
             if let Some(gained) = new.difference(&old).next() {
                 return Err(PatchError::Gained { object: name.clone(), replica: *gained });
@@ -56,12 +56,14 @@ pub fn record(op: &RecordOp, stored: &MeshStorVolume) -> Result<Patch, PatchErro
             status.in_sync(name, new)?;
             status.set("activatedEpoch", json!(epoch))?;
             status.departures(departures, new);
+            status.flaps(flaps);
         }
-        Change::Shrink { replica, departure } => {
+        Change::Shrink { replica, departure, flap } => {
             let mut new = known()?;
             new.remove(replica);
             status.in_sync(name, &new)?;
             status.departures(&BTreeMap::from([(*replica, *departure)]), &new);
+            status.flaps(&BTreeMap::from([(*replica, *flap)]));
         }
         Change::Grow { replica } => {
             let mut new = known()?;
@@ -186,7 +188,14 @@ pub fn deletion_request(stored: &MeshStorVolume, request: &DeletionRequest) -> R
 
 /// Lets a copy go for ever, for the volume's main endpoint. It is outside of the in-sync set, and any change since, by
 /// whomever, refuses this: whoever takes copies into the set tests the same (see [`record`]).
-pub fn dismissal(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, PatchError> {
+///
+/// `existing` are the copies that still have an object. Of those let go earlier the others are forgotten: there is
+/// nothing left to be taken in. But for the highest number, below which no new copy may be made.
+pub fn dismissal(
+    stored: &MeshStorVolume,
+    replica: ReplicaId,
+    existing: &BTreeSet<ReplicaId>,
+) -> Result<Patch, PatchError> {
     let object = name(&stored.metadata);
     let text = replica.to_string();
     let set = stored.status.as_ref().and_then(|status| status.in_sync.as_ref());
@@ -196,10 +205,11 @@ pub fn dismissal(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, P
     }
     let mut draft = volume_draft(stored)?;
     draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
-    match stored.spec.dismissed.is_empty() {
-        true => draft.add("/spec/dismissed", json!([text])),
-        false => draft.add("/spec/dismissed/-", json!(text)),
-    }
+    let mut dismissed: BTreeSet<ReplicaId> = stored.spec.dismissed.iter().filter_map(|id| id.parse().ok()).collect();
+    let highest = dismissed.last().copied();
+    dismissed.retain(|id| existing.contains(id) || Some(*id) == highest);
+    dismissed.insert(replica);
+    draft.add("/spec/dismissed", json!(dismissed));
     Ok(draft.finish())
 }
 
@@ -238,6 +248,21 @@ pub fn role(
     draft.optional("/spec/moveTo", &old.move_to, &move_to);
     draft.optional("/spec/retiredBy", &old.retired_by, &retired_by);
     Ok(draft.finish())
+}
+
+/// Leave to copy a replica wholly in its present export life, for its main endpoint; `None` when it has it.
+pub fn recovery(stored: &MeshStorReplica) -> Result<Option<Patch>, PatchError> {
+    let ExportSpec { epoch, generation, .. } = stored.spec.export;
+    let leave = RecoverySpec { epoch, generation };
+    if stored.spec.recovery.as_ref() == Some(&leave) {
+        return Ok(None);
+    }
+    let mut draft = Draft::default();
+    draft.test("/metadata/uid", uid(&stored.metadata)?);
+    draft.test("/spec/export/epoch", json!(epoch));
+    draft.test("/spec/export/generation", json!(generation));
+    draft.add("/spec/recovery", json!(leave));
+    Ok(Some(draft.finish()))
 }
 
 /// For whom a replica is exported, for its main endpoint.

@@ -4,7 +4,8 @@
 
 use super::*;
 use meshstor_kernel::id::NodeName;
-use meshstor_plan::record::DepartureRecord;
+use meshstor_plan::record::{DepartureRecord, FlapRecord};
+use meshstor_plan::wall::WallTime;
 use serde_json::Value;
 
 const CLUSTER: &str = "11111111-2222-4333-8444-555555555555";
@@ -43,6 +44,7 @@ fn op(change: Change) -> RecordOp {
     RecordOp { expect, change }
 }
 
+const FLAP: FlapRecord = FlapRecord { count: 2, last: WallTime(1_700_000_000) };
 const LEFT: DepartureRecord = DepartureRecord { epoch: 3, generation: 2, events: 77 };
 
 /// Applies a patch made from `seen` to `now`; `None` when a test in it fails.
@@ -61,16 +63,40 @@ fn applied(change: Change) -> Value {
 
 #[test]
 fn a_shrink_records_the_departure() {
-    let status = applied(Change::Shrink { replica: ReplicaId(1), departure: LEFT });
+    let status = applied(Change::Shrink { replica: ReplicaId(1), departure: LEFT, flap: FLAP });
     assert_eq!(status["inSync"], json!(["r0", "r2"]));
     assert_eq!(status["departures"][2], json!({"replica": "r1", "epoch": 3, "generation": 2, "events": 77}));
     assert_eq!(status["departures"][0]["newer"], "n");
 }
 
 #[test]
+fn departures_are_counted_replica_by_replica_and_forgotten_when_calm() {
+    let mut now = document();
+    now["status"]["flaps"] = json!([
+        {"replica": "r4", "count": 9, "last": "2023-11-14T21:13:20Z"},
+        {"replica": "r1", "count": 1, "last": "2023-11-14T22:00:00Z", "newer": "n"},
+        {"replica": "r0", "count": 3, "last": "2023-11-14T21:13:21Z"},
+        {"replica": "r5", "count": 3, "last": "yesterday"}
+    ]);
+    let change = Change::Shrink { replica: ReplicaId(1), departure: LEFT, flap: FLAP };
+    let once = apply(&record(&op(change), &typed(&now)).unwrap(), &now).unwrap();
+    assert_eq!(
+        once["status"]["flaps"],
+        json!([
+            {"replica": "r1", "count": 2, "last": "2023-11-14T22:13:20Z", "newer": "n"},
+            {"replica": "r0", "count": 3, "last": "2023-11-14T21:13:21Z"}
+        ]),
+        "an hour to the second is calm"
+    );
+    let flaps = BTreeMap::from([(ReplicaId(2), FLAP)]);
+    let status = applied(Change::Activate { in_sync: ids(&[0, 1]), departures: BTreeMap::new(), flaps });
+    assert_eq!(status["flaps"], json!([{"replica": "r2", "count": 2, "last": "2023-11-14T22:13:20Z"}]));
+}
+
+#[test]
 fn a_second_departure_of_a_replica_replaces_the_first() {
     let left = BTreeMap::from([(ReplicaId(4), LEFT), (ReplicaId(2), LEFT)]);
-    let status = applied(Change::Activate { in_sync: ids(&[0, 1]), departures: left });
+    let status = applied(Change::Activate { in_sync: ids(&[0, 1]), departures: left, flaps: BTreeMap::new() });
     assert_eq!(status["inSync"], json!(["r0", "r1"]));
     assert_eq!(status["activatedEpoch"], 3);
     assert_eq!(
@@ -123,8 +149,8 @@ fn release_names_the_epoch_and_needs_no_set() {
 #[test]
 fn every_change_is_refused_when_anything_it_was_decided_on_has_changed() {
     let changes = [
-        Change::Activate { in_sync: ids(&[0]), departures: BTreeMap::new() },
-        Change::Shrink { replica: ReplicaId(1), departure: LEFT },
+        Change::Activate { in_sync: ids(&[0]), departures: BTreeMap::new(), flaps: BTreeMap::new() },
+        Change::Shrink { replica: ReplicaId(1), departure: LEFT, flap: FLAP },
         Change::Grow { replica: ReplicaId(3) },
         Change::FormatStarted,
         Change::FormatDone,
@@ -150,15 +176,15 @@ fn every_change_is_refused_when_anything_it_was_decided_on_has_changed() {
 fn what_would_break_a_promise_is_never_sent() {
     let volume = typed(&document());
     let object = || "pvc-1".to_string();
-    let mut last = op(Change::Shrink { replica: ReplicaId(0), departure: LEFT });
+    let mut last = op(Change::Shrink { replica: ReplicaId(0), departure: LEFT, flap: FLAP });
     last.expect.in_sync = Some(ids(&[0]));
     assert_eq!(record(&last, &volume), Err(PatchError::Empty { object: object() }));
     let mut unknown = op(Change::Grow { replica: ReplicaId(0) });
     unknown.expect.in_sync = None;
     assert_eq!(record(&unknown, &volume), Err(PatchError::Unknown { object: object() }));
-    let gain = op(Change::Activate { in_sync: ids(&[0, 3]), departures: BTreeMap::new() });
+    let gain = op(Change::Activate { in_sync: ids(&[0, 3]), departures: BTreeMap::new(), flaps: BTreeMap::new() });
     assert_eq!(record(&gain, &volume), Err(PatchError::Gained { object: object(), replica: ReplicaId(3) }));
-    let none = op(Change::Activate { in_sync: ids(&[]), departures: BTreeMap::new() });
+    let none = op(Change::Activate { in_sync: ids(&[]), departures: BTreeMap::new(), flaps: BTreeMap::new() });
     assert_eq!(record(&none, &volume), Err(PatchError::Empty { object: object() }));
     let same =
         attachment(&volume, &Attachment { epoch: 3, consumer: Some("b".into()), consumer_boot: None, since: None });
@@ -285,17 +311,35 @@ fn answers_of_the_server_are_told_apart() {
 #[test]
 fn a_copy_is_let_go_only_outside_of_the_set_and_growing_sees_it() {
     let document = document();
-    let patch = dismissal(&typed(&document), ReplicaId(3)).unwrap();
+    let patch = dismissal(&typed(&document), ReplicaId(3), &ids(&[3])).unwrap();
     let mut now = apply(&patch, &document).unwrap();
     assert_eq!(now["spec"]["dismissed"], json!(["r3"]));
     now["metadata"]["resourceVersion"] = json!("8");
     // The consumer that had looked before may not take it in any more, and neither may the controller let go twice.
     let grow = record(&op(Change::Grow { replica: ReplicaId(3) }), &typed(&document)).unwrap();
     assert_eq!((apply(&grow, &now), apply(&patch, &now)), (None, None));
-    let second = dismissal(&typed(&now), ReplicaId(4)).unwrap();
+    let second = dismissal(&typed(&now), ReplicaId(4), &ids(&[3, 4])).unwrap();
     assert_eq!(apply(&second, &now).unwrap()["spec"]["dismissed"], json!(["r3", "r4"]));
-    let error = dismissal(&typed(&document), ReplicaId(1)).unwrap_err();
+    let error = dismissal(&typed(&document), ReplicaId(1), &ids(&[1])).unwrap_err();
     assert_eq!(error, PatchError::StillInSync { object: "pvc-1".into(), replica: ReplicaId(1) });
+}
+
+#[test]
+fn of_copies_let_go_those_without_an_object_are_forgotten_but_no_number_comes_twice() {
+    let mut document = document();
+    document["spec"]["dismissed"] = json!(["r3", "r4", "r12"]);
+    let next = |existing: &[u32]| {
+        let patch = dismissal(&typed(&document), ReplicaId(6), &ids(existing)).unwrap();
+        apply(&patch, &document).unwrap()["spec"]["dismissed"].clone()
+    };
+    assert_eq!(next(&[0, 4, 6]), json!(["r4", "r6", "r12"]));
+    assert_eq!(next(&[6]), json!(["r6", "r12"]));
+    // What is left of their departures goes with the next change of the set.
+    document["spec"]["dismissed"] = json!(["r4"]);
+    let shrink = op(Change::Shrink { replica: ReplicaId(1), departure: LEFT, flap: FLAP });
+    let now = apply(&record(&shrink, &typed(&document)).unwrap(), &document).unwrap();
+    let left: Vec<_> = now["status"]["departures"].as_array().unwrap().iter().map(|d| d["replica"].clone()).collect();
+    assert_eq!(left, ["r3", "r1"]);
 }
 
 #[test]

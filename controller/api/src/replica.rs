@@ -65,6 +65,9 @@ pub struct ReplicaSpec {
     pub retired_by: Option<String>,
     /// For whom it is to be exported; its epoch is also what the node has to fence for.
     pub export: ExportSpec,
+    /// The export life in which it may be copied to wholly: the resync budget's leave, which the controller gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoverySpec>,
     /// The recorded wish to wipe this copy, naming exactly what may be wiped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tombstone: Option<Tombstone>,
@@ -90,6 +93,16 @@ pub struct ExportSpec {
     /// Consuming node; absent while detached: fence, export nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<String>,
+}
+
+/// The leave to copy a replica wholly, for one export life of it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoverySpec {
+    /// Epoch of that life.
+    pub epoch: u64,
+    /// Generation of that life.
+    pub generation: u64,
 }
 
 /// A wish to wipe, naming what may be wiped.

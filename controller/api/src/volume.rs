@@ -135,6 +135,9 @@ pub struct VolumeStatus {
     /// Replicas that left the in-sync set, with the proof needed for their return.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub departures: Vec<Departure>,
+    /// Replicas that left lately, and how often: the more often, the later one comes back. Forgotten after an hour of calm.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flaps: Vec<Flap>,
     /// State of the file system's making.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
@@ -164,6 +167,18 @@ pub struct Departure {
     pub events: u64,
 }
 
+/// How often a replica left the in-sync set, each time within an hour of the time before.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Flap {
+    /// The replica.
+    pub replica: String,
+    /// Departures.
+    pub count: u32,
+    /// The last one, RFC 3339.
+    pub last: String,
+}
+
 /// State of the file system's making (P4).
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -190,6 +205,9 @@ pub enum FormatState {
 pub struct ArrayStatus {
     /// `active`, `degraded`, `recovering`, `resyncing`, `frozen`, `stopped`.
     pub state: String,
+    /// The replica that is copied to wholly, or waits for the resync budget to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying: Option<String>,
     /// Percent of the running sync, in whole steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_percent: Option<u32>,

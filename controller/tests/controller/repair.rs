@@ -5,9 +5,13 @@ use kube::api::{Patch, PatchParams};
 use meshstor_api::patch;
 use meshstor_api::{MeshStorNode, MeshStorReplica, MeshStorVolume, convert};
 use meshstor_kernel::id::ReplicaId;
-use meshstor_plan::record::{Change, DepartureRecord, RecordOp};
+use meshstor_plan::record::{Change, DepartureRecord, FlapRecord, RecordOp};
+use meshstor_plan::wall::WallTime;
 use serde_json::json;
 use std::time::Duration;
+
+/// A first departure.
+pub const FLAP: FlapRecord = FlapRecord { count: 1, last: WallTime(0) };
 
 /// What the consumer writes, by way of the record.
 pub async fn record(world: &World, volume: &str, change: Change) {
@@ -46,7 +50,7 @@ async fn a_departed_copy_returns_through_a_new_generation() {
     create(&service, "pvc-1", 1).await.unwrap();
     publish(&service, "pvc-1", "a").await.unwrap();
     let departure = DepartureRecord { epoch: 1, generation: 0, events: 9 };
-    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(1), departure }).await;
+    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(1), departure, flap: FLAP }).await;
     let generation = |id: &str| world.replica(&format!("pvc-1-{id}")).unwrap()["spec"]["export"]["generation"].as_u64();
     eventually("the departed copy is exported anew", || generation("r1") == Some(1)).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
@@ -56,7 +60,7 @@ async fn a_departed_copy_returns_through_a_new_generation() {
     assert_eq!(generation("r1"), Some(1));
     // A copy that left in an earlier epoch needs no new generation: the epoch itself is new.
     let departure = DepartureRecord { epoch: 1, generation: 1, events: 12 };
-    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(1), departure }).await;
+    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(1), departure, flap: FLAP }).await;
     unpublish(&service, "pvc-1", "a").await.unwrap();
     publish(&service, "pvc-1", "a").await.unwrap();
     eventually("epoch 3", || world.replica("pvc-1-r1").unwrap()["spec"]["export"]["epoch"] == 3).await;
@@ -87,7 +91,7 @@ async fn the_summary_of_a_detached_volume() {
     assert_eq!((ready.status.as_str(), ready.message.as_str()), ("True", "not published to a node; in sync: r0, r1"));
     publish(&service, "pvc-1", "a").await.unwrap();
     let departure = DepartureRecord { epoch: 1, generation: 0, events: 9 };
-    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(1), departure }).await;
+    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(1), departure, flap: FLAP }).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(
         world.condition("pvc-1", "Ready").unwrap().reason,

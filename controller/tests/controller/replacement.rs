@@ -1,7 +1,7 @@
 //! Repair as the API server sees it: who is replaced and when, what becomes of the loser, moves asked for and moves to
 //! the pod, with controllers that die. The consumer's part, changes of the set, is played by the tests.
 
-use crate::repair::record;
+use crate::repair::{FLAP, record};
 use crate::world::*;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -26,7 +26,7 @@ async fn cluster() -> World {
 
 async fn shrink(world: &World, replica: u32) {
     let departure = DepartureRecord { epoch: 1, generation: 0, events: 9 };
-    record(world, "pvc-1", Change::Shrink { replica: ReplicaId(replica), departure }).await;
+    record(world, "pvc-1", Change::Shrink { replica: ReplicaId(replica), departure, flap: FLAP }).await;
 }
 
 async fn grow(world: &World, replica: u32) {
@@ -266,7 +266,8 @@ async fn one_copy_follows_its_pod_after_a_while_and_not_one_that_moves_on() {
     let activate = async || {
         let in_sync = world.volume("pvc-1").unwrap()["status"]["inSync"].as_array().unwrap().clone();
         let in_sync = in_sync.iter().map(|id| id.as_str().unwrap().parse().unwrap()).collect();
-        record(&world, "pvc-1", Change::Activate { in_sync, departures: BTreeMap::new() }).await;
+        record(&world, "pvc-1", Change::Activate { in_sync, departures: BTreeMap::new(), flaps: BTreeMap::new() })
+            .await;
     };
     publish(&service, "pvc-1", "b").await.unwrap();
     pass(900).await;
@@ -291,7 +292,7 @@ async fn one_copy_follows_its_pod_after_a_while_and_not_one_that_moves_on() {
     let stored = world.api::<MeshStorVolume>().get("pvc-1").await.unwrap();
     let epoch = stored.spec.attachment.epoch;
     let departure = DepartureRecord { epoch, generation: 0, events: 9 };
-    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(0), departure }).await;
+    record(&world, "pvc-1", Change::Shrink { replica: ReplicaId(0), departure, flap: FLAP }).await;
     eventually("moved", || world.replica("pvc-1-r0").is_none()).await;
     pass(400).await;
     assert_eq!(world.copies("pvc-1"), on(&[("r2", "c")]));

@@ -48,6 +48,16 @@ pub struct Cluster {
 impl Cluster {
     /// Nodes `a`, `b`, … with one drive each, agents and controllers running.
     pub async fn new(seed: u64, nodes: usize, config: Config) -> anyhow::Result<Rc<Cluster>> {
+        Cluster::of_drives(seed, nodes, config, |drive| drive).await
+    }
+
+    /// The same with other drives than plain ones.
+    pub async fn of_drives(
+        seed: u64,
+        nodes: usize,
+        config: Config,
+        drive: fn(SimDrive) -> SimDrive,
+    ) -> anyhow::Result<Rc<Cluster>> {
         let schemas = meshstor_api::crds().iter().filter_map(Schema::from_crd).collect::<Vec<_>>();
         let clock = TokioClock::starting_at(Timestamp::from_second(BEGIN)?);
         let store = Store::builder().schemas(schemas).clock(clock).seed(seed).build();
@@ -58,7 +68,7 @@ impl Cluster {
         let world = World::new(seed, config);
         let names: Vec<String> = (0..nodes).map(|n| char::from(b'a' + n as u8).to_string()).collect();
         for name in &names {
-            world.add_node(name, &[SimDrive::new(&format!("serial-{name}"), 64 * GIB)]);
+            world.add_node(name, &[drive(SimDrive::new(&format!("serial-{name}"), 64 * GIB))]);
             make_node(&store, name).await?;
         }
         let ids = Arc::new(AtomicU64::new(1));
@@ -97,6 +107,8 @@ impl Cluster {
             cluster: self.id,
             fabric: "default".into(),
             clock: Clock::new(wall(self.origin)),
+            speeds: Default::default(),
+            keep_caches: false,
         };
         let client = self.store.client_for(name);
         let runtime = tokio::runtime::Handle::current();

@@ -13,7 +13,7 @@ use meshstor_csi::proto::node_server::Node as _;
 use meshstor_csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
 use meshstor_csi::proto::*;
 use meshstor_kernel::id::{ReplicaId, VolumeId};
-use meshstor_kernel::sim::Config;
+use meshstor_kernel::sim::{Config, SimDrive};
 use meshstor_memstore::{Fault, Link, Outcome, Verb};
 use serde_json::json;
 use std::cell::{Cell, RefCell};
@@ -46,8 +46,13 @@ struct Pod {
 impl Pod {
     /// A volume on nodes `a`, …, in use on `at`; a copy of it takes 1 GiB / `rate` seconds.
     async fn new(nodes: usize, copies: usize, at: &str, rate: u64) -> Rc<Pod> {
+        Pod::on(|drive| drive, nodes, copies, at, rate).await
+    }
+
+    /// The same on other drives.
+    async fn on(drive: fn(SimDrive) -> SimDrive, nodes: usize, copies: usize, at: &str, rate: u64) -> Rc<Pod> {
         let config = Config { sync_rate: rate, ..Config::default() };
-        let cluster = Cluster::new(11, nodes, config).await.unwrap();
+        let cluster = Cluster::of_drives(11, nodes, config, drive).await.unwrap();
         pass(5.0).await;
         let at = RefCell::new(at.to_string());
         let pod = Rc::new(Pod { cluster, id: Cell::new(None), copies, at, tag: Cell::new(1) });
@@ -394,3 +399,5 @@ fn of_two_copies_one_comes_to_the_pod() {
         pod.whole(60.0).await;
     });
 }
+
+mod heal;

@@ -30,6 +30,8 @@ pub fn record(replica: u32, epoch: u64) -> EpochRecord {
         in_sync: BTreeSet::from([ReplicaId(replica)]),
         volume_name: "suite".into(),
         sequence: 0,
+        tainted: None,
+        unflushed: None,
     }
 }
 

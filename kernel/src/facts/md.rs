@@ -94,12 +94,23 @@ pub struct ArrayFact {
     pub has_bitmap: bool,
     /// `safe_mode_delay` is zero.
     pub safe_mode_off: bool,
+    /// Between which speeds a resync runs: at the first whatever else goes on, up to the second while nothing does.
+    pub sync_speed: Option<SyncSpeed>,
     /// Members by kernel name of the component (`nvme0n1p2`, `nvme3n1`).
     pub members: BTreeMap<String, MemberFact>,
     /// Where its device is mounted (mount points in the agent's mount namespace).
     pub mounts: BTreeSet<String>,
     /// Processes or kernel objects that have the device open beyond mounts: sysfs `holders/`.
     pub holders: BTreeSet<String>,
+}
+
+/// Speed limits of an array's resyncs and recoveries (`sync_speed_min`, `sync_speed_max`), for each member, in KiB/s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncSpeed {
+    /// Never slower, whatever the array and its drives are used for.
+    pub min_kib: u32,
+    /// Never faster.
+    pub max_kib: u32,
 }
 
 /// One member of an array.

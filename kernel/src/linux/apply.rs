@@ -2,7 +2,7 @@
 //!
 //! Called by the seam. It knows which file carries out what, and nothing else.
 
-use super::{Shared, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, partition, probe};
+use super::{Shared, cache, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe};
 use crate::error::{KernelError, Result};
 use crate::facts::Listen;
 use crate::id::{ExportKey, NodeName, Nqn, VolumeId};
@@ -31,6 +31,7 @@ pub(crate) async fn apply(shared: &Arc<Shared>, op: &Op) -> Result<Changed> {
 
 async fn run(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
     match op {
+        Op::DisableCache { drive } => shared.blocking("disable-cache", move |s| cache::disable(&s.root, &drive)).await,
         Op::LabelDrive { .. }
         | Op::AddPartition { .. }
         | Op::AnnouncePartition { .. }
@@ -99,6 +100,7 @@ fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
         Op::FreezeWrites { volume, component, frozen } => mdops::freeze_writes(root, *volume, component, *frozen),
         Op::SetWriteMostly { volume, component, on } => mdops::set_write_mostly(root, *volume, component, *on),
         Op::SetRaidDisks { volume, count } => mdops::set_raid_disks(root, *volume, *count),
+        Op::SetSyncSpeed { volume, speed } => pace::set_speed(root, *volume, *speed),
         Op::StopArray { volume } => mdops::stop(root, *volume),
         Op::Mount { volume, target, fs, options } => fs::mount(root, *volume, target, fs, options),
         Op::BindMount { source, target, read_only } => fs::bind(root, source, target, *read_only),

@@ -6,6 +6,7 @@
 use crate::error::{Class, KernelError, Result};
 use crate::facts::{DriveClass, DriveFact, Extent};
 use crate::id::DriveId;
+use crate::linux::cache;
 use crate::linux::classify::{self, Geometry, Verdict, WINDOW_BYTES, Window, free_extents};
 use crate::linux::gpt;
 use crate::linux::root::{Root, list, list_if_any, read_attr};
@@ -46,8 +47,12 @@ pub struct Namespace {
     pub size_bytes: u64,
     /// Logical block size in bytes.
     pub sector_bytes: u32,
-    /// Whether a volatile write cache is on.
+    /// Whether it has a volatile write cache (`queue/write_cache`), on or off.
+    pub has_cache: bool,
+    /// Whether a volatile write cache is on, as far as is known.
     pub volatile_cache: bool,
+    /// Boot id and `diskseq`: another value after a reboot and after the drive was away. Empty when that cannot be told.
+    pub power: String,
     /// Why it is not for us whatever its bytes say: no identity, or one that another drive has too.
     pub ambiguous: Option<String>,
 }
@@ -85,8 +90,24 @@ pub async fn scan(ring: &Ring, root: &Root) -> Result<Vec<DriveFact>> {
 /// One drive; `None` when it is gone.
 pub async fn one(ring: &Ring, root: &Root, id: &DriveId) -> Result<Option<DriveFact>> {
     match look(root).await?.into_iter().find(|seen| seen.namespace.id == *id) {
-        Some(seen) => Ok(Some(observe(ring, seen).await)),
+        Some(mut seen) => {
+            seen.namespace = ask_cache(seen.namespace).await;
+            Ok(Some(observe(ring, seen).await))
+        }
         None => Ok(None),
+    }
+}
+
+/// Asks the drive itself for its cache, for no longer than a read may take.
+async fn ask_cache(namespace: Namespace) -> Namespace {
+    let mut asked = namespace.clone();
+    let task = tokio::task::spawn_blocking(move || {
+        cache::ask(&mut asked);
+        asked
+    });
+    match tokio::time::timeout(READ_DEADLINE, task).await {
+        Ok(Ok(asked)) => asked,
+        Ok(Err(_)) | Err(_) => namespace,
     }
 }
 
@@ -227,6 +248,10 @@ fn namespace(root: &Root, controller: &Path, name: &str) -> Option<Namespace> {
     }
     let serial = read_attr(controller.join("serial")).ok()?;
     let nsid = number("nsid")?;
+    let has_cache = read_attr(block.join("queue/write_cache")).ok()? == "write back";
+    let boot = read_attr(root.proc.join("sys/kernel/random/boot_id")).ok();
+    // Rises with every disk that appears, and no two of a boot share one (block/genhd.c).
+    let power = boot.zip(number("diskseq")).map(|(boot, seq)| format!("{boot}/{seq}")).unwrap_or_default();
     let ambiguous = serial.is_empty().then(|| "its controller reports no serial number".to_string());
     Some(Namespace {
         id: drive_id(&serial, nsid),
@@ -237,7 +262,9 @@ fn namespace(root: &Root, controller: &Path, name: &str) -> Option<Namespace> {
         serial,
         size_bytes: number("size")?.checked_mul(SYSFS_SECTOR)?,
         sector_bytes: u32::try_from(number("queue/logical_block_size")?).ok()?,
-        volatile_cache: read_attr(block.join("queue/write_cache")).ok()? == "write back",
+        volatile_cache: has_cache && cache::volatile(&power),
+        has_cache,
+        power,
         ambiguous,
     })
 }

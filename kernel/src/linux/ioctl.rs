@@ -51,7 +51,7 @@ enum BlkpgOp {
 /// The calls themselves. Request numbers are the same on every architecture we build for.
 mod raw {
     #![allow(missing_docs, reason = "private, made by macros that take no doc comment")]
-    use super::BlkpgArg;
+    use super::{BlkpgArg, NvmeAdmin};
 
     // include/uapi/linux/blkpg.h
     nix::ioctl_write_ptr_bad!(blkpg, nix::request_code_none!(0x12, 105), BlkpgArg);
@@ -59,6 +59,8 @@ mod raw {
     nix::ioctl_none_bad!(blkflsbuf, nix::request_code_none!(0x12, 97));
     nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_read!(blkgetsize64, 0x12, 114, usize);
+    // include/uapi/linux/nvme_ioctl.h
+    nix::ioctl_readwrite!(nvme_admin, b'N', 0x41, NvmeAdmin);
     // XFS_IOC_GOINGDOWN (fs/xfs/libxfs/xfs_fs.h) and EXT4_IOC_SHUTDOWN (include/uapi/linux/ext4.h) are one and the
     // same number, _IOR('X', 125, __u32), although the kernel reads the argument.
     nix::ioctl_write_ptr_bad!(shutdown, nix::request_code_read!(b'X', 125, size_of::<u32>()), u32);
@@ -125,6 +127,66 @@ pub fn device_bytes(device: &File) -> io::Result<u64> {
     // SAFETY: the kernel writes eight bytes into `bytes`, which has them (asserted above).
     unsafe { raw::blkgetsize64(device.as_raw_fd(), &mut bytes) }?;
     Ok(bytes as u64)
+}
+
+// ------------------------------------------------------------------------------------- NVMe admin commands
+
+/// `struct nvme_passthru_cmd` (include/uapi/linux/nvme_ioctl.h).
+#[repr(C)]
+#[derive(Default)]
+struct NvmeAdmin {
+    opcode: u8,
+    flags: u8,
+    rsvd1: u16,
+    nsid: u32,
+    cdw2: u32,
+    cdw3: u32,
+    metadata: u64,
+    addr: u64,
+    metadata_len: u32,
+    data_len: u32,
+    cdw10: u32,
+    cdw11: u32,
+    cdw12: u32,
+    cdw13: u32,
+    cdw14: u32,
+    cdw15: u32,
+    timeout_ms: u32,
+    result: u32,
+}
+
+const _: () = assert!(size_of::<NvmeAdmin>() == 72, "struct nvme_passthru_cmd: 8 + 8 + 16 + 8 + 24 + 8");
+
+/// Opcodes and the feature, NVM Express base specification, figures of the admin commands and of the features.
+const SET_FEATURES: u8 = 0x09;
+const GET_FEATURES: u8 = 0x0a;
+const VOLATILE_WRITE_CACHE: u32 = 0x06;
+/// `SV` of Set Features: the value holds after a reset and a power cut as well.
+const SAVE: u32 = 1 << 31;
+const ADMIN_TIMEOUT_MS: u32 = 5_000;
+
+/// One admin command without data; answers dword 0 of the completion.
+fn nvme_feature(drive: &File, opcode: u8, cdw10: u32, cdw11: u32) -> io::Result<u32> {
+    let mut command = NvmeAdmin { opcode, cdw10, cdw11, timeout_ms: ADMIN_TIMEOUT_MS, ..NvmeAdmin::default() };
+    // SAFETY: `command` is laid out as the kernel's struct (asserted above), names no buffer (addr and data_len are
+    // zero), and lives until the call returns; the kernel writes nothing but its `result`.
+    let status = unsafe { raw::nvme_admin(drive.as_raw_fd(), &mut command) }?;
+    match status {
+        0 => Ok(command.result),
+        // A positive answer is the drive's own status: it understood and said no.
+        status => Err(io::Error::new(io::ErrorKind::Unsupported, format!("NVMe status {status:#x}"))),
+    }
+}
+
+/// Whether a drive's volatile write cache is on (feature 06h).
+pub fn write_cache(drive: &File) -> io::Result<bool> {
+    Ok(nvme_feature(drive, GET_FEATURES, VOLATILE_WRITE_CACHE, 0)? & 1 == 1)
+}
+
+/// Turns a drive's volatile write cache off; `saved`: for good, which not every drive can.
+pub fn disable_write_cache(drive: &File, saved: bool) -> io::Result<()> {
+    let save = if saved { SAVE } else { 0 };
+    nvme_feature(drive, SET_FEATURES, VOLATILE_WRITE_CACHE | save, 0).map(|_| ())
 }
 
 // ---------------------------------------------------------------------------------------- file systems
@@ -249,9 +311,11 @@ mod tests {
             flush_buffers(&file),
             discard(&file, 0, 4096),
             device_bytes(&file).map(|_| ()),
+            write_cache(&file).map(|_| ()),
+            disable_write_cache(&file, true),
         ]
         .map(|result| result.unwrap_err().raw_os_error());
-        assert_eq!(errnos, [Some(libc::ENOTTY); 6]);
+        assert_eq!(errnos, [Some(libc::ENOTTY); 8]);
     }
 
     #[test]
@@ -267,6 +331,7 @@ mod tests {
         assert_eq!(nix::request_code_none!(0x12, 97), 0x1261);
         assert_eq!(nix::request_code_none!(0x12, 119), 0x1277);
         assert_eq!(nix::request_code_read!(b'X', 125, 4), 0x8004_587d);
+        assert_eq!(nix::request_code_readwrite!(b'N', 0x41, size_of::<NvmeAdmin>()), 0xc048_4e41);
     }
 
     #[test]

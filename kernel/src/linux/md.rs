@@ -8,6 +8,7 @@
 
 use super::attr;
 use super::mounts::{self, Mount};
+use super::pace;
 use super::root::Root;
 use super::uring::Ring;
 use crate::error::Result;
@@ -124,6 +125,7 @@ fn look(root: &Root, name: String, mounts: &[Mount]) -> ArrayFact {
         resync_done: resync_done(&dir),
         has_bitmap: has_bitmap(&dir),
         safe_mode_off: safe_mode_off(&dir),
+        sync_speed: pace::speed(&dir),
         members: members(&dir),
         mounts: device.map(targets).unwrap_or_default(),
         holders: attr::names(&block.join("holders")).into_iter().collect::<BTreeSet<_>>(),

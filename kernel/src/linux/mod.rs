@@ -12,6 +12,7 @@
 pub mod apply;
 pub mod attr;
 pub mod busy;
+pub mod cache;
 pub mod classify;
 pub mod clock;
 pub mod cmd;
@@ -29,6 +30,7 @@ pub mod netlink;
 pub mod node;
 pub mod nvmet;
 pub mod openers;
+pub mod pace;
 pub mod partition;
 pub mod probe;
 pub mod root;

@@ -7,6 +7,7 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Op::LabelDrive { .. } => "label-drive",
+            Op::DisableCache { .. } => "disable-cache",
             Op::AddPartition { .. } => "add-partition",
             Op::AnnouncePartition { .. } => "announce-partition",
             Op::BlankPartition { .. } => "blank-partition",
@@ -33,6 +34,7 @@ impl Op {
             Op::AddBitmap { .. } => "add-bitmap",
             Op::RemoveBitmap { .. } => "remove-bitmap",
             Op::SetRaidDisks { .. } => "set-raid-disks",
+            Op::SetSyncSpeed { .. } => "set-sync-speed",
             Op::StopArray { .. } => "stop-array",
             Op::StopForeignArray { .. } => "stop-foreign-array",
             Op::MakeFilesystem { .. } => "make-filesystem",

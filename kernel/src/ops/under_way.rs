@@ -10,6 +10,7 @@ impl Op {
     pub fn object(&self) -> String {
         match self {
             Op::LabelDrive { evidence } => format!("drive {}", evidence.drive()),
+            Op::DisableCache { drive } => format!("cache of {drive}"),
             Op::AddPartition { drive, .. } => format!("drive {drive}"),
             Op::AnnouncePartition { key } | Op::WriteRecord { key, .. } => format!("partition {key}"),
             Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {
@@ -32,6 +33,7 @@ impl Op {
             | Op::AddBitmap { volume }
             | Op::RemoveBitmap { volume }
             | Op::SetRaidDisks { volume, .. }
+            | Op::SetSyncSpeed { volume, .. }
             | Op::MakeFilesystem { volume, .. }
             | Op::StopArray { volume } => format!("array {volume}"),
             Op::FreezeWrites { volume, .. } => format!("freezer of {volume}"),

@@ -14,17 +14,26 @@ pub struct SimDrive {
     pub sector: u32,
     /// Whether it has a volatile write cache, which forgets unflushed writes when its power is cut.
     pub volatile_cache: bool,
+    /// Whether that cache can be turned off; it is on again after every power cut.
+    pub cache_switch: bool,
 }
 
 impl SimDrive {
     /// A drive of 4096-byte sectors without a volatile cache.
     pub fn new(serial: &str, size: u64) -> SimDrive {
-        SimDrive { serial: serial.into(), size, sector: 4096, volatile_cache: false }
+        SimDrive { serial: serial.into(), size, sector: 4096, volatile_cache: false, cache_switch: false }
     }
 
     /// The same drive with a volatile write cache.
     pub fn with_volatile_cache(mut self) -> SimDrive {
         self.volatile_cache = true;
+        self
+    }
+
+    /// The same drive with a volatile write cache that can be turned off.
+    pub fn with_cache_switch(mut self) -> SimDrive {
+        self.volatile_cache = true;
+        self.cache_switch = true;
         self
     }
 

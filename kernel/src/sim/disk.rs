@@ -38,6 +38,10 @@ pub(super) struct Drive {
     cache: BTreeMap<u64, u64>,
     /// By first byte of the partition: stale metadata stays where it lies when a table entry goes.
     meta: BTreeMap<u64, Meta>,
+    /// The volatile cache was turned off since the power came.
+    pub(super) cache_off: bool,
+    /// Times it was plugged in.
+    pub(super) plugs: u64,
     /// Commands are accepted and never finish.
     pub(super) hung: bool,
     /// Every command fails with a media error.
@@ -55,6 +59,8 @@ impl Drive {
             blocks: BTreeMap::new(),
             cache: BTreeMap::new(),
             meta: BTreeMap::new(),
+            cache_off: false,
+            plugs: 0,
             hung: false,
             broken: false,
         }
@@ -80,11 +86,16 @@ impl Drive {
     }
 
     pub(super) fn write(&mut self, block: u64, tag: u64) {
-        if self.spec.volatile_cache {
+        if self.volatile() {
             self.cache.insert(block, tag);
         } else {
             self.blocks.insert(block, tag);
         }
+    }
+
+    /// Whether its volatile cache is on.
+    pub(super) fn volatile(&self) -> bool {
+        self.spec.volatile_cache && !self.cache_off
     }
 
     pub(super) fn flush(&mut self) {
@@ -94,6 +105,7 @@ impl Drive {
     /// The power goes: what was not flushed is gone. Answers how many blocks that were.
     pub(super) fn lose_cache(&mut self) -> usize {
         let lost = self.cache.len();
+        self.cache_off = false;
         self.cache.clear();
         lost
     }

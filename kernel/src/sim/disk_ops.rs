@@ -37,6 +37,23 @@ impl State {
         Step::done(Changed::Yes)
     }
 
+    pub(super) fn op_disable_cache(&mut self, node: usize, op: &Op, id: &DriveId) -> Step {
+        let Some(drive) = self.drive_at(node, id) else { return Step::fail(errno(op, id.to_string(), errno::ENOENT)) };
+        if let Some(step) = self.not_ready(op, drive) {
+            return step;
+        }
+        if !self.drives[drive].volatile() {
+            return Step::done(Changed::No);
+        }
+        if !self.drives[drive].spec.cache_switch {
+            return Step::fail(KernelError::refuse(op.name(), id.to_string(), "the drive cannot turn its cache off"));
+        }
+        self.drives[drive].flush();
+        self.drives[drive].cache_off = true;
+        self.hint_drive(node, drive);
+        Step::done(Changed::Yes)
+    }
+
     pub(super) fn op_add_partition(&mut self, node: usize, op: &Op, half: bool) -> Step {
         let Op::AddPartition { key, drive: id, extent } = op else { return Step::not_this(op) };
         self.learn(*key);
@@ -267,6 +284,8 @@ impl State {
             extent,
             path: known.map(|_| self.partition_path(node, drive, number)),
             kernel_bytes: known.map(|e| e.length),
+            volatile_cache: d.volatile(),
+            power: format!("{}/{}", self.nodes[node].boot.0, d.plugs),
             holders: self.holders_of(node, drive, number),
             superblock,
             zeroed: meta.record.is_some() && data.range(..head_blocks).next().is_none(),

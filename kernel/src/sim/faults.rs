@@ -129,6 +129,7 @@ impl State {
         for drive in self.drives_of(node) {
             if orderly {
                 self.drives[drive].flush();
+                self.drives[drive].cache_off = false;
             } else {
                 lost += self.drives[drive].lose_cache();
             }
@@ -223,6 +224,7 @@ impl State {
             return;
         }
         self.drives[drive].home = Some(node);
+        self.drives[drive].plugs += 1;
         self.fail_dead_members(node, drive);
         if self.nodes[node].up {
             let number = self.free_device_number(node);

@@ -171,6 +171,7 @@ impl State {
         let (node, op, half) = (job.node, job.op.clone(), job.fault == Some(OpFault::Half));
         match &op {
             Op::LabelDrive { evidence } => self.op_label(node, &op, evidence.drive()),
+            Op::DisableCache { drive } => self.op_disable_cache(node, &op, drive),
             Op::AddPartition { .. } => self.op_add_partition(node, &op, half),
             Op::AnnouncePartition { key } => self.op_announce(node, &op, *key),
             Op::BlankPartition { evidence, record } => self.op_blank(node, &op, evidence.key(), record, half),
@@ -199,6 +200,7 @@ impl State {
             Op::AddBitmap { volume } => self.op_add_bitmap(node, &op, *volume, id),
             Op::RemoveBitmap { volume } => self.op_remove_bitmap(node, &op, *volume),
             Op::SetRaidDisks { volume, count } => self.op_set_raid_disks(node, &op, *volume, *count),
+            Op::SetSyncSpeed { volume, speed } => self.op_sync_speed(node, &op, *volume, *speed),
             Op::StopArray { volume } => self.op_stop(node, &op, *volume, id),
             Op::StopForeignArray { name } => self.op_stop_foreign(node, &op, name),
             Op::MakeFilesystem { volume, permit } => self.op_mkfs(node, &op, *volume, permit, id, half),

@@ -218,7 +218,7 @@ impl State {
             serial: d.spec.serial.clone(),
             size_bytes: d.spec.size,
             sector_bytes: d.spec.sector,
-            volatile_cache: d.spec.volatile_cache,
+            volatile_cache: d.volatile(),
             entries: d.table.clone().filter(|_| trusted).unwrap_or_default(),
             // Of a blank drive: what its label will leave.
             free: if trusted || matches!(class, DriveClass::Blank(_)) { d.free() } else { Vec::new() },

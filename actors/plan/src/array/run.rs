@@ -36,13 +36,26 @@ pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
         discard_faulty,
         leave::retire,
         write_mostly,
+        pace::pace,
         comes_back,
         leave::shed,
     ];
-    rules
-        .iter()
-        .find_map(|rule| rule(record, array, look))
-        .unwrap_or_else(|| Plan::rest(in_use(look, health(record, array))))
+    rules.iter().find_map(|rule| rule(record, array, look)).unwrap_or_else(|| rest(record, array, look))
+}
+
+/// Nothing to do now; a copy may wait for leave to be copied to, or for the end of its patience.
+fn rest(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let health = health(record, array);
+    if !matches!(health, Some(Reason::Degraded { .. })) {
+        return Plan::rest(in_use(look, health));
+    }
+    if let Some(replica) = pace::waiting(record, array, look) {
+        return Plan::rest(in_use(look, Some(Reason::WaitsForResyncBudget { replica })));
+    }
+    match flap::waiting(record, look.now) {
+        Some((reason, left)) => Plan::look_in(in_use(look, Some(reason)), left),
+        None => Plan::rest(in_use(look, health)),
+    }
 }
 
 pub(super) type Rule = Option<Plan<ArrayReport>>;
@@ -91,7 +104,8 @@ pub(super) fn shrink(record: &VolumeRecord, replica: ReplicaId, look: &ArrayLook
         Some(export) if export.epoch == record.epoch => export.generation.max(r.wanted_export.1),
         _ => r.wanted_export.1,
     });
-    Change::Shrink { replica, departure: DepartureRecord { epoch: record.epoch, generation, events } }
+    let departure = DepartureRecord { epoch: record.epoch, generation, events };
+    Change::Shrink { replica, departure, flap: flap::leaves(record, replica, look.now) }
 }
 
 /// Everything the kernel lost is recorded: let writes go on.
@@ -198,17 +212,12 @@ fn write_mostly(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> R
 
 /// A copy outside the set with a new export life: merge its bitmap and re-add it, or recover it wholly.
 fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
-    let set = in_sync(record);
     // One that would be too many waits until the controller has decided which is to go.
     if leave::staying(record) >= record.replica_count as usize {
         return None;
     }
-    let (key, candidate) = record.replicas.keys().filter(|r| !set.contains(r)).find_map(|r| {
-        let (key, _) = record.usable_export(*r)?;
-        let (key, candidate) = look.candidates.get_key_value(&key)?;
-        let free = !array.members.contains_key(&candidate.component);
-        (free && answers(key, look) && candidate.probe.is_some()).then_some((key, candidate))
-    })?;
+    let may = |ready: &pace::Ready<'_>| ready.dirty.is_some() || pace::granted(record, ready.key);
+    let pace::Ready { candidate, dirty, .. } = pace::ready(record, array, look).find(may)?;
     let volume = record.volume;
     let reason = || health(record, array);
     // A merge leaves a resync pending that nobody starts by itself: `bitmap_set_bits` only lowers `resync_start`.
@@ -227,8 +236,7 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
         return Some(Plan::step(op, in_use(look, reason())));
     }
     let device = candidate.path.clone();
-    let allowed = bitmap_return(record, key, candidate, look);
-    let Some(own) = allowed.filter(|_| !look.re_add_failed.contains(&device)) else {
+    let Some(own) = dirty else {
         return Some(Plan::step(Op::AddMember { volume, device }, in_use(look, reason())));
     };
     // Every dirty chunk of the returning copy is merged and resynced first, whatever the survivors' bitmap shows (F1).
@@ -245,14 +253,14 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
 }
 
 /// The dirty chunks of a copy whose lineage allows a bitmap-based return; `None`: anything doubtful is recovered wholly.
-fn bitmap_return(
+pub(super) fn bitmap_return(
     record: &VolumeRecord,
     key: &ExportKey,
     candidate: &Candidate,
     look: &ArrayLook,
 ) -> Option<BTreeSet<u64>> {
     let departure = record.departures.get(&key.replica.replica)?;
-    let own = candidate.probe.as_ref()?.superblock.as_ref()?;
+    let own = candidate.probe.as_ref()?.superblock.as_ref().filter(|_| !candidate.tainted())?;
     let bitmap = own.bitmap.as_ref()?;
     let array = look.array.as_ref()?;
     let survivor = active(array, look).into_values().find_map(|k| superblock(look, k)?.bitmap.as_ref())?;
@@ -268,7 +276,7 @@ fn bitmap_return(
 }
 
 /// What is wrong while it runs.
-fn health(record: &VolumeRecord, array: &ArrayFact) -> Option<Reason> {
+pub(super) fn health(record: &VolumeRecord, array: &ArrayFact) -> Option<Reason> {
     if let Some((done, all)) = array.sync_completed {
         return Some(Reason::Resyncing { percent: (done * 100).checked_div(all).unwrap_or(100) as u32 });
     }

@@ -79,6 +79,9 @@ fn assemble(record: &VolumeRecord, here: &Here<'_>, look: &ArrayLook) -> Plan<Ar
         .filter_map(|(r, (_, c))| Some((*r, *c, c.probe.as_ref()?.superblock.as_ref()?)))
         .filter(|(_, _, s)| s.set_uuid == record.volume.md_uuid() && s.active_slot().is_some())
         .collect();
+    // One that somebody else assembled may have been written to (F11): it stays out when another one holds everything.
+    let sound = whole.iter().any(|(_, candidate, _)| !candidate.tainted());
+    let whole: Vec<_> = whole.into_iter().filter(|(_, candidate, _)| !sound || !candidate.tainted()).collect();
     let Some(freshest) = whole.iter().map(|(_, _, s)| *s).max_by_key(|s| s.events) else {
         let what = "no reachable in-sync copy carries a whole superblock of this volume".to_string();
         return Plan::look_in(report(look, Some(Reason::DataMissing { what })), SOON);
@@ -111,14 +114,15 @@ pub(super) fn activate(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLoo
     }
     let events = look.candidates.values().filter_map(|c| c.probe.as_ref()?.superblock.as_ref()).map(|s| s.events);
     let events = events.max().unwrap_or(0);
-    let departures = in_sync
-        .difference(&set)
+    let left = || in_sync.difference(&set);
+    let departures = left()
         .map(|r| {
             let generation = record.replicas.get(r).map_or(0, |x| x.wanted_export.1);
             (*r, DepartureRecord { epoch: record.epoch, generation, events })
         })
         .collect();
-    Plan::step(change(record, Change::Activate { in_sync: set, departures }), report(look, None))
+    let flaps = left().map(|r| (*r, flap::leaves(record, *r, look.now))).collect();
+    Plan::step(change(record, Change::Activate { in_sync: set, departures, flaps }), report(look, None))
 }
 
 /// Recorded: read-write with sync frozen, all members' bitmaps united (F1), then sync released.

@@ -3,12 +3,14 @@
 //! Used by the functions of [`super`] only.
 
 use super::PatchError;
-use crate::volume::{Departure, Format, FormatState, MeshStorVolume, VolumeStatus};
+use crate::convert::wall;
+use crate::volume::{Departure, Flap, Format, FormatState, MeshStorVolume, VolumeStatus};
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation, TestOperation};
 use jsonptr::PointerBuf;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshstor_kernel::id::{Epoch, ReplicaId};
-use meshstor_plan::record::DepartureRecord;
+use meshstor_plan::array::CALM;
+use meshstor_plan::record::{DepartureRecord, FlapRecord};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,7 +120,7 @@ impl StatusDraft<'_> {
         self.set("format", json!(Format { state, epoch }))
     }
 
-    /// Records who left and forgets who is in sync again, entry by entry.
+    /// Records who left and forgets who is in sync again or was let go, entry by entry.
     pub(super) fn departures(&mut self, left: &BTreeMap<ReplicaId, DepartureRecord>, in_sync: &BTreeSet<ReplicaId>) {
         let stored: Vec<(usize, String)> = self
             .stored()
@@ -135,7 +137,9 @@ impl StatusDraft<'_> {
             let at = format!("/status/departures/{index}");
             self.draft.test(&format!("{at}/replica"), json!(replica));
             let id: Option<ReplicaId> = replica.parse().ok();
-            if id.is_some_and(|id| in_sync.contains(&id)) {
+            // One that was let go for ever needs no proof for its return.
+            let dismissed = self.volume.spec.dismissed.contains(replica);
+            if dismissed || id.is_some_and(|id| in_sync.contains(&id)) {
                 self.draft.remove(&at);
             } else if let Some(record) = id.and_then(|id| left.get(&id)) {
                 self.draft.replace(&format!("{at}/epoch"), json!(record.epoch));
@@ -150,6 +154,32 @@ impl StatusDraft<'_> {
         }
     }
 
+    /// Records how often those have left that leave now, and forgets everybody who has been calm since, entry by entry.
+    pub(super) fn flaps(&mut self, left: &BTreeMap<ReplicaId, FlapRecord>) {
+        let Some(now) = left.values().map(|flap| flap.last).max() else { return };
+        let stored: Vec<Flap> = self.stored().map(|status| status.flaps.clone()).unwrap_or_default();
+        let known = |replica: &ReplicaId| stored.iter().any(|flap| flap.replica == replica.to_string());
+        let fresh: Vec<Flap> =
+            left.iter().filter(|(replica, _)| !known(replica)).map(|(replica, flap)| entry(*replica, flap)).collect();
+        for (index, flap) in stored.iter().enumerate().rev() {
+            let at = format!("/status/flaps/{index}");
+            self.draft.test(&format!("{at}/replica"), json!(flap.replica));
+            let again = flap.replica.parse().ok().and_then(|id: ReplicaId| left.get(&id));
+            let calm = wall(&flap.last).is_none_or(|last| now.since(last) >= CALM);
+            if let Some(again) = again {
+                self.draft.replace(&format!("{at}/count"), json!(again.count));
+                self.draft.replace(&format!("{at}/last"), json!(again.last.to_string()));
+            } else if calm {
+                self.draft.remove(&at);
+            }
+        }
+        match stored.is_empty() {
+            _ if fresh.is_empty() => {}
+            true => self.draft.add("/status/flaps", json!(fresh)),
+            false => fresh.iter().for_each(|flap| self.draft.add("/status/flaps/-", json!(flap))),
+        }
+    }
+
     fn stored(&self) -> Option<&VolumeStatus> {
         self.volume.status.as_ref()
     }
@@ -158,4 +188,8 @@ impl StatusDraft<'_> {
 fn departure(replica: ReplicaId, record: &DepartureRecord) -> Departure {
     let DepartureRecord { epoch, generation, events } = *record;
     Departure { replica: replica.to_string(), epoch, generation, events }
+}
+
+fn entry(replica: ReplicaId, flap: &FlapRecord) -> Flap {
+    Flap { replica: replica.to_string(), count: flap.count, last: flap.last.to_string() }
 }

@@ -133,6 +133,8 @@ impl OnFile {
             serial: "S1".into(),
             size_bytes: SIZE,
             sector_bytes,
+            has_cache: false,
+            power: String::new(),
             volatile_cache: false,
             ambiguous: None,
         };

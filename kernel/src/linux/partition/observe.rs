@@ -63,6 +63,8 @@ async fn fact(ring: &Ring, mut seen: Seen, number: u32, entry: PartitionEntry) -
         extent,
         path: kernel.as_ref().map(|partition| partition.path.display().to_string()),
         kernel_bytes: kernel.as_ref().map(|partition| partition.extent.length),
+        volatile_cache: seen.namespace.volatile_cache,
+        power: seen.namespace.power,
         holders: kernel.map(|partition| partition.holders).unwrap_or_default(),
         zeroed: record.is_some() && !data.is_empty() && data.iter().all(|b| *b == 0),
         superblock,

@@ -35,6 +35,8 @@ fn record(epoch: u64, generation: u64) -> EpochRecord {
         in_sync: BTreeSet::from([key().replica]),
         volume_name: "pvc-1".into(),
         sequence: 0,
+        tainted: None,
+        unflushed: None,
     }
 }
 
@@ -65,6 +67,8 @@ fn fact(holders: &[&str]) -> PartitionFact {
         extent: EXTENT,
         path: None,
         kernel_bytes: None,
+        volatile_cache: false,
+        power: "boot/1".into(),
         holders: holders.iter().map(|h| (*h).to_string()).collect(),
         superblock: None,
         record: None,

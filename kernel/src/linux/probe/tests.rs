@@ -23,6 +23,8 @@ fn record(sequence: u64) -> EpochRecord {
         in_sync: BTreeSet::from([ReplicaId(1)]),
         volume_name: "pvc-1".into(),
         sequence,
+        tainted: None,
+        unflushed: None,
     }
 }
 

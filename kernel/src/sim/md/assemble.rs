@@ -12,7 +12,7 @@ use super::super::state::{State, Time};
 use super::members::new_member;
 use super::{Array, Dirty, Member};
 use crate::error::KernelError;
-use crate::facts::{BlankData, DATA_OFFSET, Superblock};
+use crate::facts::{BlankData, DATA_OFFSET, Superblock, SyncSpeed};
 use crate::id::VolumeId;
 use crate::ops::{Changed, Op};
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,6 +147,7 @@ impl State {
             sync_frozen: true,
             broken: false,
             safe_mode: true,
+            speed: SyncSpeed { min_kib: 1000, max_kib: 200_000 },
             members: BTreeMap::new(),
             bitmap: None,
             sb_dirty: None,

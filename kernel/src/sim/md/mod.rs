@@ -22,7 +22,7 @@ pub(super) mod sync;
 use super::bio::Dev;
 use super::fs::Instance;
 use super::state::{State, Time};
-use crate::facts::{ArrayFact, BITMAP_CHUNK, MemberFact};
+use crate::facts::{ArrayFact, BITMAP_CHUNK, MemberFact, SyncSpeed};
 use crate::id::{ExportKey, VolumeId};
 use bitmap::Bits;
 use meta::MetaWrite;
@@ -90,6 +90,7 @@ pub(super) struct Array {
     pub(super) sync_frozen: bool,
     pub(super) broken: bool,
     pub(super) safe_mode: bool,
+    pub(super) speed: SyncSpeed,
     pub(super) members: BTreeMap<String, Member>,
     pub(super) bitmap: Option<Bits>,
     pub(super) sb_dirty: Option<Dirty>,
@@ -217,6 +218,7 @@ impl State {
             resync_done: a.resync_from.is_none(),
             has_bitmap: a.bitmap.is_some(),
             safe_mode_off: !a.safe_mode,
+            sync_speed: Some(a.speed),
             members: a
                 .members
                 .iter()

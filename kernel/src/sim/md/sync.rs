@@ -11,7 +11,7 @@ use super::super::job::Step;
 use super::super::state::{State, Time};
 use super::{Array, Dirty};
 use crate::error::KernelError;
-use crate::facts::BITMAP_CHUNK;
+use crate::facts::{BITMAP_CHUNK, SyncSpeed};
 use crate::hint::Hint;
 use crate::id::VolumeId;
 use crate::ops::{Changed, Op};
@@ -128,7 +128,7 @@ impl State {
     /// Goes to the next chunk to copy from `from` on, or ends.
     fn next_step(&mut self, id: u64, from: u64) {
         let Some(a) = self.arrays.get_mut(&id) else { return };
-        let (node, end) = (a.node, a.chunks());
+        let (node, end, speed) = (a.node, a.chunks(), a.speed);
         let copies = a.members.values().filter(|m| m.active()).count() > 1;
         let Some(sync) = &a.sync else { return };
         let (kind, run) = (sync.kind, sync.run);
@@ -140,7 +140,8 @@ impl State {
             sync.due = false;
             sync.barrier = None;
         }
-        let time = Time::from_secs_f64(bytes as f64 / self.config.sync_rate.max(1) as f64);
+        let rate = self.config.sync_rate.min(u64::from(speed.max_kib) << 10).max(1);
+        let time = Time::from_secs_f64(bytes as f64 / rate as f64);
         let delay = if next.is_some() { time } else { Time::from_millis(10) };
         self.after(delay, node, What::SyncStep { array: id, run });
     }
@@ -270,6 +271,13 @@ impl State {
         a.kick = true;
         self.hint_array(id);
         Step::done(Changed::Yes)
+    }
+
+    pub(in super::super) fn op_sync_speed(&mut self, node: usize, op: &Op, volume: VolumeId, speed: SyncSpeed) -> Step {
+        let Some(a) = self.array_of(node, volume).and_then(|id| self.arrays.get_mut(&id)) else {
+            return Step::no_array(op, volume);
+        };
+        Step::changed(std::mem::replace(&mut a.speed, speed) != speed)
     }
 
     /// One writer also for what a sync copies.

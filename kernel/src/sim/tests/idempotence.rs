@@ -94,6 +94,9 @@ async fn one_copy_becomes_two() {
     assert_eq!((fact.has_bitmap, fact.degraded, fact.raid_disks), (false, 0, 1));
     twice(&lab, "a", Op::AddBitmap { volume }).await;
     twice(&lab, "a", Op::SetRaidDisks { volume, count: 2 }).await;
+    let speed = SyncSpeed { min_kib: 1024, max_kib: 65_536 };
+    twice(&lab, "a", Op::SetSyncSpeed { volume, speed }).await;
+    assert_eq!(lab.array("a").await.sync_speed, Some(speed));
     lab.partition("b").await;
     let device = lab.import("b", "a", lab.export_key("b", 1, 0)).await;
     twice(&lab, "a", Op::AddMember { volume, device }).await;

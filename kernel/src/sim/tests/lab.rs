@@ -79,6 +79,8 @@ impl Lab {
             in_sync: BTreeSet::new(),
             volume_name: "pvc-1".into(),
             sequence: 0,
+            tainted: None,
+            unflushed: None,
         }
     }
 
