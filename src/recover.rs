@@ -41,8 +41,9 @@ pub struct Arguments {
     /// Give up, for this volume, what only copies have that do not answer; with =COPY, what this copy does not have
     #[arg(long, value_name = "VOLUME[=COPY]", value_parser = accepted)]
     accept_data_loss: Vec<(String, Accepted)>,
-    /// Seconds to wait for the answers of drives, and again for fences
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// Seconds to wait for the answers of drives, and again for fences; after a restore of etcd an agent may hear the
+    /// question only when it lists its drives again, once a minute
+    #[arg(long, default_value_t = 75, value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
 }
 

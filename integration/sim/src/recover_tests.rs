@@ -35,11 +35,13 @@ fn offered(pod: &Pod, from: usize) -> Vec<String> {
     pod.cluster.world.trace().split_off(from).into_iter().filter(gives).collect()
 }
 
-async fn recover(pod: &Pod, picture: &VolumePicture) {
+/// Writes, waits for the fences, looks again. Answers what a running array had dropped by then.
+async fn recover(pod: &Pod, picture: &VolumePicture) -> BTreeSet<ReplicaId> {
     let recovery = recovery(pod);
     assert_eq!(recovery.write(picture).await.unwrap(), Written::Done);
     assert_eq!(recovery.fenced(picture, PATIENCE).await.unwrap(), BTreeSet::new(), "{}", pod.trace());
-    assert_eq!(recovery.confirm(&[picture], PATIENCE).await.unwrap(), BTreeMap::new());
+    let dropped = recovery.confirm(&[picture], PATIENCE).await.unwrap();
+    dropped.into_values().next().unwrap_or_default()
 }
 
 fn condition(pod: &Pod) -> (String, String) {
@@ -84,7 +86,7 @@ fn etcd_goes_back_two_moves_and_nothing_is_lost() {
         let proposal = picture.proposal().unwrap_or_else(|| panic!("{:?}", picture.finding));
         assert_eq!((proposal.epoch, proposal.in_sync.clone()), (seen + 1, ids(&[0, 1])));
         assert_eq!((picture.finding.recorded, picture.finding.seen), (Some(old), seen));
-        recover(&pod, &picture).await;
+        assert_eq!(recover(&pod, &picture).await, ids(&[]));
         assert_eq!(condition(&pod).0, "Recovered");
         assert_eq!(look(&pod, None).await.finding.outcome, Outcome::Sound);
         pod.at.replace("b".to_string());
@@ -110,7 +112,8 @@ fn objects_that_were_lost_are_made_again() {
         let picture = look(&pod, None).await;
         let proposal = picture.proposal().unwrap_or_else(|| panic!("{:?}", picture.finding));
         assert_eq!((picture.finding.recorded, proposal.in_sync.clone()), (None, ids(&[0, 1])));
-        recover(&pod, &picture).await;
+        // The deposed array on `a` lets go of its remote member last of all, and writes that into its own superblock.
+        assert!(recover(&pod, &picture).await.is_subset(&ids(&[1])));
         let after = pod.stored();
         assert_ne!(after.metadata.uid, before.metadata.uid);
         let spec = |volume: &meshstor_api::MeshStorVolume| {
@@ -138,7 +141,7 @@ fn the_only_complete_copy_is_gone_and_a_person_takes_the_stale_one() {
         assert_eq!(look(&pod, None).await.finding.outcome, Outcome::Sound, "nothing is wrong with the record");
         let proposal = accepted.proposal().unwrap_or_else(|| panic!("{:?}", accepted.finding));
         assert_eq!(proposal.given_up, [Unseen::Copy(ReplicaId(0))].into());
-        recover(&pod, &accepted).await;
+        assert_eq!(recover(&pod, &accepted).await, ids(&[]));
         let (reason, message) = condition(&pod);
         assert!(reason == "DataLossAccepted" && message.contains("only r0 had"), "{reason}: {message}");
         pod.at.replace("b".to_string());
@@ -172,7 +175,13 @@ fn while_a_copy_that_may_be_newer_is_silent_nothing_is_proposed() {
         pass(30.0).await;
         let picture = look(&pod, None).await;
         assert!(picture.proposal().is_some(), "{:?}", picture.finding);
-        recover(&pod, &picture).await;
+        let dropped = recover(&pod, &picture).await;
+        assert_eq!(
+            dropped,
+            ids(&[1]),
+            "the array on `a` was still waiting for r1, and let go of it when it was deposed"
+        );
+        assert_eq!(pod.in_sync(), ids(&[0]));
         pod.at.replace("a".to_string());
         pod.start(300.0).await;
         pod.whole(300.0).await;
