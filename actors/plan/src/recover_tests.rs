@@ -230,6 +230,10 @@ fn the_dead_nodes_copy_alone_was_complete_and_a_stale_one_is_named() {
     assert_eq!(written(&finding).given_up, [Unseen::Copy(ReplicaId(0))].into());
     asked.accepted = Some(Accepted::Copy(ReplicaId(0)));
     assert_eq!(*blocked(&propose(&asked)), Blocked::NotUsable(ReplicaId(0)));
+    // What the record names now counts, whatever the drives remember.
+    asked.accepted = Some(Accepted::Newest);
+    asked.copies = vec![copy(1, 6, &[1], 40, &[1])];
+    assert_eq!(written(&propose(&asked)).given_up, [Unseen::Copy(ReplicaId(0))].into());
     // While it answers there is nothing to accept.
     asked.copies.push(copy(0, 6, &[0], 50, &[0]));
     asked.accepted = Some(Accepted::Copy(ReplicaId(1)));

@@ -56,7 +56,7 @@ pub(super) async fn write(context: &Context, picture: &VolumePicture) -> Result<
         let record = convert::volume_record(&found, &replicas, context.writer.cluster().await?)?;
         exports::push(context, &found, &record, &replicas).await?;
     }
-    announce(context, picture, reason, &message).await;
+    announce(context, picture, stored.metadata.uid, reason, &message).await;
     Ok(Written::Done)
 }
 
@@ -161,17 +161,17 @@ async fn missing_replicas(context: &Context, picture: &VolumePicture, proposal: 
 
 /// An event, so that `kubectl describe` shows it. The condition and the log say the same; a server that takes no events
 /// stops nothing.
-async fn announce(context: &Context, picture: &VolumePicture, reason: &str, message: &str) {
+async fn announce(context: &Context, picture: &VolumePicture, uid: Option<String>, reason: &str, message: &str) {
     let regarding = ObjectReference {
         api_version: Some("csi.meshstor.io/v1alpha1".into()),
         kind: Some("MeshStorVolume".into()),
         name: Some(picture.name.clone()),
-        uid: picture.stored.as_ref().and_then(|stored| stored.metadata.uid.clone()),
+        uid,
         ..ObjectReference::default()
     };
     let event = Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}.", picture.name)),
+            generate_name: Some(format!("{}-", picture.name)),
             namespace: Some(EVENT_NAMESPACE.into()),
             ..ObjectMeta::default()
         },
