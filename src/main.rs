@@ -6,6 +6,7 @@ mod dev;
 mod doctor;
 mod node;
 mod options;
+mod recover;
 mod telemetry;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +33,8 @@ enum Command {
     Crds,
     /// Check what this node can do and say what is missing
     Doctor(doctor::Arguments),
+    /// Rebuild the record of volumes from their drives, after etcd went back in time or objects were lost
+    Recover(recover::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Dev(arguments) => dev::run(&arguments),
         Command::Crds => crds::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Recover(arguments) => recover::run(&arguments),
     };
     match result {
         Ok(code) => code,

@@ -7,7 +7,7 @@ use crate::events;
 use crate::failure::Failure;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use meshstor_api::patch::{self, CasError};
-use meshstor_api::{MeshStorReplica, MeshStorVolume};
+use meshstor_api::{MeshStorNodeDevice, MeshStorReplica, MeshStorVolume};
 use meshstor_kernel::id::NodeName;
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Changed;
@@ -68,6 +68,14 @@ impl Server {
     /// All replicas on a node.
     pub async fn replicas_on(&self, node: &str) -> Result<Vec<MeshStorReplica>, Failure> {
         self.replicas_where(format!("spec.node={node}")).await
+    }
+
+    /// All drives of a node.
+    pub async fn devices_on(&self, node: &str) -> Result<Vec<MeshStorNodeDevice>, Failure> {
+        let api: Api<MeshStorNodeDevice> = Api::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.node={node}"));
+        let list = self.ask(|| format!("listing drives of {node}"), api.list(&params)).await?;
+        Ok(list.items)
     }
 
     async fn replicas_where(&self, fields: String) -> Result<Vec<MeshStorReplica>, Failure> {

@@ -27,6 +27,7 @@ mod names;
 mod offers;
 mod publish;
 mod reconcile;
+pub mod recover;
 mod repair;
 mod reserve;
 mod telemetry;

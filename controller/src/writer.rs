@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// Our name in managedFields.
-const FIELD_MANAGER: &str = "meshstor-controller";
+pub(crate) const FIELD_MANAGER: &str = "meshstor-controller";
 
 /// A custom resource of ours.
 pub(crate) trait Kind: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone {}
@@ -52,6 +52,11 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new(client: kube::Client, timeout: Duration) -> Writer {
         Writer { client, timeout, cluster: OnceCell::new() }
+    }
+
+    /// The client, for kinds that are not ours.
+    pub(crate) fn client(&self) -> kube::Client {
+        self.client.clone()
     }
 
     /// An untyped handle on one of our kinds; all of them are cluster-scoped.

@@ -48,6 +48,11 @@ pub fn ours(name: &str) -> bool {
     number.is_some_and(|n| MD_MINORS.contains(&n))
 }
 
+/// Whether a record says that the volume never had an array that was used.
+pub fn never_used(record: &VolumeRecord) -> bool {
+    start::first_time(record)
+}
+
 /// MD minors that this program allocates; udev's own assemblies count down from 127.
 pub const MD_MINORS: std::ops::Range<u32> = 1000..2000;
 

@@ -17,6 +17,7 @@ pub mod partition;
 pub mod placement;
 pub mod reason;
 pub mod record;
+pub mod recover;
 pub mod stage;
 #[cfg(test)]
 mod testing;

@@ -113,6 +113,10 @@ pub struct NodeActor {
     boot: Option<BootId>,
     fact: Option<NodeFact>,
     heartbeat: String,
+    /// A question for all copies that no survey has answered yet, and the last answer.
+    asked: Option<String>,
+    questions: BTreeSet<String>,
+    copies: Option<survey::Copies>,
     surveying: bool,
     survey_again: bool,
     surveyed: bool,
@@ -174,6 +178,9 @@ impl NodeActor {
             checking_ports: BTreeSet::new(),
             boot: None,
             fact: None,
+            asked: None,
+            questions: BTreeSet::new(),
+            copies: None,
             surveying: false,
             survey_again: false,
             surveyed: false,
@@ -266,6 +273,7 @@ impl NodeActor {
             self.survey_soon();
             self.review_ports();
             self.list_replicas();
+            self.list_devices();
         }
         if self.ticks.is_multiple_of(DOUBT_TICKS) {
             std::mem::take(&mut self.doubtful).into_iter().for_each(|name| self.verify_replica(name));
@@ -288,9 +296,9 @@ impl NodeActor {
         }
         self.surveying = true;
         self.survey_again = false;
-        let (env, me) = (self.env.clone(), self.me.clone());
+        let (env, me, asked) = (self.env.clone(), self.me.clone(), self.asked.clone());
         actix::spawn(async move {
-            let result = survey::survey(&env).await;
+            let result = survey::survey(&env, asked).await;
             let _ = me.send(Surveyed(result)).await;
         });
     }
@@ -309,6 +317,9 @@ impl NodeActor {
             self.adopt(&survey);
         }
         self.count_orphans(survey.partitions.keys().copied());
+        if let Some(copies) = survey.copies {
+            self.copies_read(copies);
+        }
         self.boot = Some(survey.node.boot.clone());
         self.fact = Some(survey.node);
         self.report_node();

@@ -3,12 +3,13 @@
 //! Called by the root actor after a report has changed. The words are those of [`Reason`]; the word of a thing that needs
 //! nothing is `Healthy`.
 
+use super::survey::Copies;
 use crate::shell::Report;
 use crate::status::{Put, Said};
 use meshstor_api::convert::{listen_status, node_address};
 use meshstor_api::node::QuarantinedPort;
 use meshstor_kernel::facts::{Check, DriveClass, NodeFact, Transport};
-use meshstor_kernel::id::ReplicaId;
+use meshstor_kernel::id::{DriveId, ReplicaId};
 use meshstor_plan::Reason;
 use meshstor_plan::array::{ArrayPhase, ArrayReport, MemberReport};
 use meshstor_plan::drive::DriveReport;
@@ -105,6 +106,14 @@ pub(super) fn device(node: &str, drive: &str, report: &Report<DriveReport>) -> P
         conditions: vec![said("Usable", reason.is_none(), reason)],
         create: Some(json!({"node": node, "drive": drive})),
         ..Put::default()
+    }
+}
+
+/// What every copy on a drive said of itself, added to what is reported of the drive. One that was not read is silent.
+pub(super) fn copies(put: &mut Put, copies: &Copies, drive: &DriveId) {
+    if let (Some(found), Value::Object(fields)) = (copies.drives.get(drive), &mut put.fields) {
+        fields.insert("lookAnswered".into(), json!(copies.asked));
+        fields.insert("copies".into(), if found.is_empty() { Value::Null } else { json!(found) });
     }
 }
 

@@ -5,8 +5,11 @@
 
 use crate::env::Env;
 use crate::failure::Failure;
-use meshstor_kernel::facts::{EpochRecord, NodeFact};
-use meshstor_kernel::id::{DriveId, VolumeId};
+use meshstor_api::convert::drive_copy;
+use meshstor_api::node::DriveCopy;
+use meshstor_kernel::facts::{DriveClass, DriveFact, EpochRecord, NodeFact};
+use meshstor_kernel::id::{DriveId, ReplicaKey, VolumeId};
+use meshstor_plan::recover::Member;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -21,6 +24,17 @@ pub struct Survey {
     pub partitions: BTreeMap<Uuid, Option<EpochRecord>>,
     /// Volumes of which it holds something.
     pub volumes: BTreeMap<VolumeId, Found>,
+    /// Every copy on each drive, where somebody asked for that.
+    pub copies: Option<Copies>,
+}
+
+/// Every copy on each drive that was read, for a question that was there before the reading began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copies {
+    /// The question: the annotation's value.
+    pub asked: String,
+    /// The answer.
+    pub drives: BTreeMap<DriveId, Vec<DriveCopy>>,
 }
 
 /// What the kernel holds of a volume.
@@ -45,19 +59,54 @@ impl Found {
     }
 }
 
-/// Looks at everything.
-pub async fn survey(env: &Env) -> Result<Survey, Failure> {
+/// Looks at everything; at the superblock of each copy too when there is a question.
+pub async fn survey(env: &Env, asked: Option<String>) -> Result<Survey, Failure> {
     let node = env.look_at_node().await?;
-    let drives = env.kernel.drives().await?.into_iter().map(|drive| drive.id).collect();
-    let partitions: BTreeMap<Uuid, Option<EpochRecord>> =
-        env.kernel.replicas().await?.into_values().flatten().collect();
+    let seen = env.kernel.drives().await?;
+    let drives = seen.iter().map(|drive| drive.id.clone()).collect();
+    let found = env.kernel.replicas().await?;
+    let copies = match asked {
+        Some(asked) => Some(Copies { asked, drives: look_at_copies(env, &seen, &found).await? }),
+        None => None,
+    };
+    let partitions: BTreeMap<Uuid, Option<EpochRecord>> = found.into_values().flatten().collect();
     let named: BTreeMap<VolumeId, String> =
         partitions.values().flatten().map(|record| (record.volume, record.volume_name.clone())).collect();
     let mut volumes = BTreeMap::new();
     for volume in env.kernel.volumes().await? {
         volumes.insert(volume, look_at_volume(env, volume, named.get(&volume).cloned()).await?);
     }
-    Ok(Survey { node, drives, partitions, volumes })
+    Ok(Survey { node, drives, partitions, volumes, copies })
+}
+
+/// Reads every copy of every drive that can be read. One that cannot be is left out of the answer, which is then silent
+/// about it: whoever asks takes it for a copy that did not answer.
+async fn look_at_copies(
+    env: &Env,
+    seen: &[DriveFact],
+    found: &BTreeMap<DriveId, Vec<(Uuid, Option<EpochRecord>)>>,
+) -> Result<BTreeMap<DriveId, Vec<DriveCopy>>, Failure> {
+    let readable = seen.iter().filter(|drive| !matches!(drive.class, DriveClass::Unreadable(_)));
+    let mut answer: BTreeMap<DriveId, Vec<DriveCopy>> = readable.map(|drive| (drive.id.clone(), Vec::new())).collect();
+    for (drive, partitions) in found {
+        for record in partitions.iter().filter_map(|(_, record)| record.as_ref()) {
+            let key = ReplicaKey { volume: record.volume, replica: record.replica };
+            let partition = match env.kernel.partition(key).await {
+                Ok(partition) => partition,
+                Err(error) => {
+                    tracing::warn!(%key, %drive, %error, "a copy could not be read: left out of the answer");
+                    continue;
+                }
+            };
+            // What was just read counts; the record of the list is older.
+            let Some(partition) = partition.filter(|partition| partition.drive == *drive) else { continue };
+            let Some(record) = &partition.record else { continue };
+            let member = partition.superblock.as_ref().map(Member::from);
+            let copy = drive_copy(partition.extent.length, record, &partition.holders, member.as_ref());
+            answer.entry(drive.clone()).or_default().push(copy);
+        }
+    }
+    Ok(answer)
 }
 
 async fn look_at_volume(env: &Env, volume: VolumeId, name: Option<String>) -> Result<Found, Failure> {
@@ -86,7 +135,7 @@ pub async fn resolve(env: &Env, name: &str, target: &str) -> Result<Option<Volum
     if let Some(volume) = env.kernel.mount_at(target).await?.and_then(|mount| mount.volume) {
         return Ok(Some(volume));
     }
-    let held = survey(env).await?.volumes;
+    let held = survey(env, None).await?.volumes;
     if let Some((volume, _)) = held.iter().find(|(_, found)| found.name.as_deref() == Some(name)) {
         return Ok(Some(*volume));
     }

@@ -4,17 +4,19 @@
 //! is taken for granted: what cannot be read becomes a [`Garbage`] with field, value and what is allowed. It never
 //! guesses: an absent in-sync set stays unknown (K1), a restored object is marked foreign.
 
-use crate::node::NodeAddress;
+use crate::node::{CopySuperblock, DriveCopy, MeshStorNodeDevice, NodeAddress};
 use crate::replica::{ExportStatus, ListenStatus, MeshStorReplica, ReplicaRole};
 use crate::volume::{Flap, FormatState, MeshStorVolume, VolumeStatus};
 use k8s_openapi::jiff::Timestamp;
-use meshstor_kernel::facts::{Listen, Transport};
-use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaId};
+use meshstor_kernel::facts::{EpochRecord, Listen, Transport};
+use meshstor_kernel::id::{BootId, ClusterId, DriveId, NodeName, ReplicaId, VolumeId};
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::record::{DepartureRecord, ExportRecord, FlapRecord, FormatRecord, ReplicaRecord, VolumeRecord};
+use meshstor_plan::recover::{CopyReport, Member};
 use meshstor_plan::wall::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use uuid::Uuid;
 
 /// Values are quoted up to this many characters: a hostile object must not flood conditions and logs.
 const QUOTED_CHARS_MAX: usize = 64;
@@ -263,6 +265,78 @@ pub fn listen_status(listen: &Listen) -> ListenStatus {
 /// A node's address as our objects spell it.
 pub fn node_address(transport: Transport, address: IpAddr) -> NodeAddress {
     NodeAddress { transport: transport.as_str().to_string(), address: address.to_string() }
+}
+
+/// A copy as its node read it, for its drive's object.
+pub fn drive_copy(bytes: u64, record: &EpochRecord, holders: &BTreeSet<String>, member: Option<&Member>) -> DriveCopy {
+    let superblock = member.map(|member| CopySuperblock {
+        set_uuid: member.set_uuid.to_string(),
+        events: member.events,
+        device_number: member.number,
+        active: member.active.iter().copied().collect(),
+        recovering: member.recovering,
+        component_bytes: member.component_bytes,
+    });
+    DriveCopy {
+        volume: record.volume_name.clone(),
+        volume_id: record.volume.to_string(),
+        cluster_id: record.cluster.to_string(),
+        replica: record.replica.to_string(),
+        partition_bytes: bytes,
+        epoch: record.epoch,
+        generation: record.generation,
+        in_sync: record.in_sync.iter().map(ToString::to_string).collect(),
+        holders: holders.iter().cloned().collect(),
+        superblock,
+    }
+}
+
+/// The copies that a drive's object tells of.
+pub fn copy_reports(device: &MeshStorNodeDevice) -> Result<Vec<CopyReport>, Garbage> {
+    let name = device.metadata.name.as_deref().unwrap_or_default();
+    let object = Object { kind: "MeshStorNodeDevice", name };
+    let copies = device.status.iter().flat_map(|status| &status.copies).enumerate();
+    copies.map(|(index, copy)| copy_report(object, &format!("status.copies[{index}]"), device, copy)).collect()
+}
+
+fn copy_report(
+    object: Object<'_>,
+    at: &str,
+    device: &MeshStorNodeDevice,
+    copy: &DriveCopy,
+) -> Result<CopyReport, Garbage> {
+    let uuid = |field: &str, text: &str| {
+        text.parse::<Uuid>().map_err(|_| object.garbage(format!("{at}.{field}"), text, "a uuid"))
+    };
+    let replicas = copy.in_sync.iter().map(|text| object.replica(&format!("{at}.inSync"), text));
+    let member = |superblock: &CopySuperblock| {
+        Ok(Member {
+            set_uuid: uuid("superblock.setUUID", &superblock.set_uuid)?,
+            events: superblock.events,
+            number: superblock.device_number,
+            active: superblock.active.iter().copied().collect(),
+            recovering: superblock.recovering,
+            component_bytes: superblock.component_bytes,
+        })
+    };
+    Ok(CopyReport {
+        node: NodeName(device.spec.node.clone()),
+        drive: DriveId(device.spec.drive.clone()),
+        bytes: copy.partition_bytes,
+        record: EpochRecord {
+            volume: VolumeId(uuid("volumeID", &copy.volume_id)?),
+            cluster: ClusterId(uuid("clusterID", &copy.cluster_id)?),
+            replica: object.replica(&format!("{at}.replica"), &copy.replica)?,
+            epoch: copy.epoch,
+            generation: copy.generation,
+            in_sync: replicas.collect::<Result<_, _>>()?,
+            volume_name: copy.volume.clone(),
+            // Which of two slots was newer plays no part any more.
+            sequence: 0,
+        },
+        member: copy.superblock.as_ref().map(member).transpose()?,
+        holders: copy.holders.iter().cloned().collect(),
+    })
 }
 
 #[cfg(test)]

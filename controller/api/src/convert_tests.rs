@@ -127,3 +127,36 @@ fn garbage_names_field_value_and_what_is_allowed() {
     let long = read(with(volume(), "/spec/volumeID", json!("x".repeat(9999))), vec![]).unwrap_err().to_string();
     assert!(long.len() < 200, "{}", long.len());
 }
+
+#[test]
+fn a_copy_reads_back_from_its_drives_object() {
+    let record = EpochRecord {
+        volume: VolumeId(Uuid::from_u128(7)),
+        cluster: ClusterId(Uuid::from_u128(8)),
+        replica: ReplicaId(1),
+        epoch: 4,
+        generation: 2,
+        in_sync: [ReplicaId(0), ReplicaId(1)].into(),
+        volume_name: "pvc-1".into(),
+        sequence: 0,
+    };
+    let member = Member {
+        set_uuid: Uuid::from_u128(9),
+        events: 12,
+        number: 1,
+        active: [0, 1].into(),
+        recovering: false,
+        component_bytes: 1 << 30,
+    };
+    let holders = BTreeSet::from(["md1000".to_string()]);
+    let copy = drive_copy(5 << 20, &record, &holders, Some(&member));
+    let spec = crate::node::NodeDeviceSpec { node: "a".into(), drive: "d".into(), r#use: Default::default() };
+    let mut device = MeshStorNodeDevice::new("a-d", spec);
+    device.status = Some(crate::node::NodeDeviceStatus { copies: vec![copy], ..Default::default() });
+    let read = copy_reports(&device).unwrap();
+    let (node, drive) = (NodeName("a".into()), DriveId("d".into()));
+    assert_eq!(read, [CopyReport { node, drive, bytes: 5 << 20, record, member: Some(member), holders }]);
+    device.status.as_mut().unwrap().copies[0].in_sync[1] = "second".into();
+    let garbage = copy_reports(&device).unwrap_err();
+    assert_eq!((garbage.field.as_str(), garbage.value.as_str()), ("status.copies[0].inSync", "second"));
+}

@@ -168,8 +168,69 @@ pub struct NodeDeviceStatus {
     /// Entries that are not ours.
     #[serde(default)]
     pub foreign_partitions: u32,
+    /// The annotation `csi.meshstor.io/look` whose look `copies` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look_answered: Option<String>,
+    /// Every copy on the drive as it was read when that annotation was seen, whoever has an object and whoever has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<DriveCopy>,
     /// Conditions: `Usable` with the reason why not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// Annotation of a drive's object: any new value asks its node to read every copy on the drive and to report it.
+pub const LOOK_ANNOTATION: &str = "csi.meshstor.io/look";
+
+/// One copy as its own bytes tell it; for `meshstor recover`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DriveCopy {
+    /// Name of the volume's object.
+    pub volume: String,
+    /// The volume's own identity.
+    #[serde(rename = "volumeID")]
+    pub volume_id: String,
+    /// The cluster the volume belongs to.
+    #[serde(rename = "clusterID")]
+    pub cluster_id: String,
+    /// Number of the copy inside its volume.
+    pub replica: String,
+    /// Bytes of the partition.
+    pub partition_bytes: u64,
+    /// Highest epoch it was fenced for.
+    pub epoch: u64,
+    /// Export generation inside that epoch.
+    pub generation: u64,
+    /// The in-sync set as it was recorded when it was fenced.
+    #[serde(default)]
+    pub in_sync: Vec<String>,
+    /// Kernel names of what has it open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<String>,
+    /// Its MD superblock; absent when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superblock: Option<CopySuperblock>,
+}
+
+/// What an MD superblock says of the array.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CopySuperblock {
+    /// Uuid of the array.
+    #[serde(rename = "setUUID")]
+    pub set_uuid: String,
+    /// Event count.
+    pub events: u64,
+    /// Number of this device.
+    pub device_number: u32,
+    /// Device numbers that it calls active.
+    #[serde(default)]
+    pub active: Vec<u32>,
+    /// It is still being copied to.
+    #[serde(default)]
+    pub recovering: bool,
+    /// Bytes of data.
+    pub component_bytes: u64,
 }

@@ -14,8 +14,10 @@
 
 mod draft;
 mod error;
+mod recover;
 
 pub use error::{CasError, CasRefused, PatchError};
+pub use recover::{recovered_epoch, recovered_record};
 
 use crate::condition::Condition;
 use crate::replica::{ExportSpec, MeshStorReplica, RecoverySpec, ReplicaRole, Tombstone};

@@ -185,6 +185,13 @@ impl Cluster {
         Ok(text.lines().map(Into::into).collect())
     }
 
+    /// The product's binary as an operator calls it: on the host, with an administrator's kubeconfig.
+    pub fn product(&self) -> Result<Command> {
+        let mut command = Command::new(self.binaries.join("meshstor"));
+        command.env("KUBECONFIG", self.control.host_kubeconfig()?);
+        Ok(command)
+    }
+
     /// The command line of `ssh` that runs our helper in a guest.
     pub fn helper(&self, node: &str, arguments: &str) -> Result<Command> {
         self.lab.guest(node)?.ssh_command(&format!("/host/meshstor-demo {arguments}"))

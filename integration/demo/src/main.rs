@@ -13,6 +13,7 @@ mod dev;
 mod hand;
 mod history;
 mod regressions;
+mod rewind;
 mod scenarios;
 mod script;
 mod story;

@@ -6,8 +6,8 @@
 use crate::checks;
 use crate::cluster::{Cluster, wait};
 use crate::csi::Wanted;
-use crate::cuts;
 use crate::story::*;
+use crate::{cuts, rewind};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -32,8 +32,11 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     let mut cluster =
         story.step("a fresh cluster", || Ok((Cluster::up(binaries, kernel, 3)?, format!("kernel series {kernel}"))))?;
     let (mut passed, mut failed) = (0, 0);
-    for (name, scenario) in
-        cuts::ALL.iter().chain(ALL).filter(|(name, _)| only.split(',').any(|part| name.contains(part)))
+    for (name, scenario) in cuts::ALL
+        .iter()
+        .chain(ALL)
+        .chain(rewind::ALL)
+        .filter(|(name, _)| only.split(',').any(|part| name.contains(part)))
     {
         match story.step(name, || Ok(((), scenario(&mut cluster)?))) {
             Ok(()) => passed += 1,

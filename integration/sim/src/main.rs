@@ -14,6 +14,9 @@ mod oracle;
 mod records;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+mod recover_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 mod repair_tests;
 mod run;
 mod workload;

@@ -24,28 +24,28 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
-const NAME: &str = "pvc-1";
-const MIB: u64 = 1 << 20;
+pub(crate) const NAME: &str = "pvc-1";
+pub(crate) const MIB: u64 = 1 << 20;
 /// A missing copy is replaced after this long.
 const TIMEOUT: f64 = 120.0;
 
-fn simulated(body: impl Future<Output = ()>) {
+pub(crate) fn simulated(body: impl Future<Output = ()>) {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     actix::System::with_tokio_rt(runtime).block_on(body);
 }
 
 /// A volume and the pod that uses it.
-struct Pod {
-    cluster: Rc<Cluster>,
+pub(crate) struct Pod {
+    pub(crate) cluster: Rc<Cluster>,
     id: Cell<Option<VolumeId>>,
     copies: usize,
-    at: RefCell<String>,
+    pub(crate) at: RefCell<String>,
     tag: Cell<u64>,
 }
 
 impl Pod {
     /// A volume on nodes `a`, …, in use on `at`; a copy of it takes 1 GiB / `rate` seconds.
-    async fn new(nodes: usize, copies: usize, at: &str, rate: u64) -> Rc<Pod> {
+    pub(crate) async fn new(nodes: usize, copies: usize, at: &str, rate: u64) -> Rc<Pod> {
         Pod::on(|drive| drive, nodes, copies, at, rate).await
     }
 
@@ -75,22 +75,22 @@ impl Pod {
         pod
     }
 
-    fn id(&self) -> VolumeId {
+    pub(crate) fn id(&self) -> VolumeId {
         self.id.get().unwrap()
     }
 
-    fn stored(&self) -> MeshStorVolume {
+    pub(crate) fn stored(&self) -> MeshStorVolume {
         let object = self.cluster.store.get("meshstorvolumes", "", NAME).unwrap();
         serde_json::from_value((*object).clone()).unwrap()
     }
 
-    fn replicas(&self) -> BTreeMap<ReplicaId, MeshStorReplica> {
+    pub(crate) fn replicas(&self) -> BTreeMap<ReplicaId, MeshStorReplica> {
         let objects = self.cluster.store.list("meshstorreplicas");
         let read = objects.iter().map(|o| serde_json::from_value::<MeshStorReplica>((**o).clone()).unwrap());
         read.map(|replica| (replica.spec.replica.parse().unwrap(), replica)).collect()
     }
 
-    fn in_sync(&self) -> BTreeSet<ReplicaId> {
+    pub(crate) fn in_sync(&self) -> BTreeSet<ReplicaId> {
         crate::oracle::in_sync(&self.cluster, NAME)
     }
 
@@ -101,7 +101,7 @@ impl Pod {
     }
 
     /// Publish and stage until both answer yes.
-    async fn start(&self, seconds: f64) {
+    pub(crate) async fn start(&self, seconds: f64) {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         loop {
             match self.bring_up().await {
@@ -112,7 +112,7 @@ impl Pod {
         }
     }
 
-    async fn bring_up(&self) -> Result<(), Status> {
+    pub(crate) async fn bring_up(&self) -> Result<(), Status> {
         let at = self.at.borrow().clone();
         let request = ControllerPublishVolumeRequest {
             volume_id: NAME.into(),
@@ -144,7 +144,7 @@ impl Pod {
     }
 
     /// To another node, the old one's file system unmounted or not.
-    async fn moves(&self, to: &str, orderly: bool) {
+    pub(crate) async fn moves(&self, to: &str, orderly: bool) {
         let from = self.at.replace(to.to_string());
         if let (true, Some(node)) = (orderly, self.cluster.node(&from)) {
             let request = NodeUnstageVolumeRequest { volume_id: NAME.into(), staging_target_path: "/stage".into() };
@@ -155,17 +155,17 @@ impl Pod {
         self.start(300.0).await;
     }
 
-    async fn power_cut(&self, node: &str) {
+    pub(crate) async fn power_cut(&self, node: &str) {
         self.cluster.kill_agent(node).await;
         self.cluster.world.power_cut(node);
     }
 
-    fn power_on(&self, node: &str) {
+    pub(crate) fn power_on(&self, node: &str) {
         self.cluster.world.power_on(node);
         self.cluster.start_agent(node);
     }
 
-    async fn until(&self, what: &str, seconds: f64, check: impl Fn(&Pod) -> bool) {
+    pub(crate) async fn until(&self, what: &str, seconds: f64, check: impl Fn(&Pod) -> bool) {
         let begun = Instant::now();
         while !check(self) {
             assert!(begun.elapsed().as_secs_f64() < seconds, "{}\n{what}: not within {seconds} s", self.trace());
@@ -173,7 +173,7 @@ impl Pod {
         }
     }
 
-    fn trace(&self) -> String {
+    pub(crate) fn trace(&self) -> String {
         let mut lines = self.cluster.world.trace();
         let from = lines.len().saturating_sub(120);
         for plural in ["meshstorvolumes", "meshstorreplicas"] {
@@ -184,7 +184,7 @@ impl Pod {
     }
 
     /// The end of every test.
-    async fn whole(&self, seconds: f64) {
+    pub(crate) async fn whole(&self, seconds: f64) {
         self.until("whole", seconds, |pod| pod.in_sync().len() == pod.copies && pod.replicas().len() == pod.copies)
             .await;
         pass(30.0).await;

@@ -156,6 +156,10 @@ enum ControlPlaneCommand {
     StopApi,
     /// End the outage
     StartApi,
+    /// Keep a copy of everything that etcd holds (both servers are started anew)
+    Keep,
+    /// Make etcd hold again what was kept: a restore from an old snapshot
+    Rewind,
 }
 
 /// Does what the arguments say.
@@ -311,6 +315,14 @@ fn control_plane(command: ControlPlaneCommand) -> Result<ExitCode> {
         ControlPlaneCommand::StopApi => {
             ControlPlane::attach()?.stop_api()?;
             println!("control-plane: API server ended");
+        }
+        ControlPlaneCommand::Keep => {
+            ControlPlane::attach()?.keep()?;
+            println!("control-plane: kept");
+        }
+        ControlPlaneCommand::Rewind => {
+            ControlPlane::attach()?.rewind()?;
+            println!("control-plane: as it was when it was kept");
         }
         ControlPlaneCommand::StartApi => {
             let plane = ControlPlane::attach()?;

@@ -4,6 +4,7 @@
 //! no controller manager, no scheduler and no kubelet: tests create Node objects themselves.
 
 mod pki;
+mod rewind;
 
 use crate::exec::{run, step, tail, wait_for};
 use crate::paths::{Paths, make_dir};
