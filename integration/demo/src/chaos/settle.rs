@@ -41,7 +41,7 @@ pub fn settle(cluster: &mut Cluster, loads: &mut [Load], faults: &[Fault]) -> Re
             resume(cluster, load)?;
         } else if pulled && load.running.as_ref().is_some_and(|r| !r.so_far().errors.is_empty()) {
             // Its only copy was on that drive: the pod failed, and is started again.
-            ensure!(cluster.replicas(&load.volume.id)?.len() == 1, "{}: errors beside a good copy", load.volume.id);
+            ensure!(load.copies == 1, "{}: errors beside a good copy", load.volume.id);
             load.end(Duration::from_secs(5))?.errors.clear();
             patient("detach", || detach(cluster, &load.volume.id, &load.volume.at))?;
             attach_patiently(cluster, load)?;
@@ -50,9 +50,9 @@ pub fn settle(cluster: &mut Cluster, loads: &mut [Load], faults: &[Fault]) -> Re
     }
     for load in loads.iter() {
         let id = &load.volume.id;
-        let copies = cluster.replicas(id)?.len();
-        let whole = || Ok(cluster.in_sync(id)?.len() == copies);
-        wait(&format!("{copies} copies of {id} in sync"), PATIENCE, whole)?;
+        // A copy may be on its way after its pod as well.
+        let whole = || Ok(cluster.whole(id)? && cluster.in_sync(id)?.len() == load.copies);
+        wait(&format!("{} copies of {id} in sync", load.copies), PATIENCE, whole)?;
         let running = load.running.as_ref().context("a writer")?;
         running.wait_for(10, Duration::from_secs(120)).with_context(|| format!("the writer of {id}"))?;
     }
