@@ -211,6 +211,9 @@ pub struct ExportEntry {
     pub namespace_uuid: Option<Uuid>,
     /// Whether namespace 1 is enabled.
     pub enabled: bool,
+    /// It is enabled, and the drive was taken away since: nvmet holds a block device that is no more and answers every
+    /// command with an error, also when the drive is back.
+    pub gone: bool,
     /// Allowed hosts.
     pub hosts: BTreeSet<Nqn>,
     /// Ports it is linked to.

@@ -104,6 +104,9 @@ impl Machine for Export {
     fn plan(desired: Option<&ReplicaKey>, look: &ExportLook) -> Plan<ExportReport> {
         let (Some(key), Some(wish)) = (desired, &look.wish) else { return rest(look, Reason::ApiUnreachable) };
         let current = (wish.epoch, wish.generation);
+        if let Some(plan) = close_gone(look) {
+            return plan;
+        }
         let Some(partition) = &look.partition else {
             // The copy is gone on request; what is left of its exports has to go as well.
             let leftovers = wish.tombstoned.then(|| fence_older(wish, look)).flatten();
@@ -160,6 +163,13 @@ fn report(look: &ExportLook) -> ExportReport {
 
 fn rest(look: &ExportLook, reason: Reason) -> Plan<ExportReport> {
     Plan::rest(ExportReport { reason: Some(reason), ..report(look) })
+}
+
+/// The drive of an export was taken away. What nvmet still holds of it answers with errors for ever, also when the drive
+/// is back: it is closed, and made anew, at the same port, where the partition is.
+fn close_gone(look: &ExportLook) -> Option<Plan<ExportReport>> {
+    let (key, _) = look.exports.entries.iter().find(|(_, entry)| entry.gone)?;
+    Some(Plan::step(Op::Fence { key: *key }, ExportReport { reason: Some(Reason::Releasing), ..report(look) }))
 }
 
 /// The one export that stays: none when the consumer is this node, or is nobody, or the copy is to be wiped.
@@ -252,9 +262,13 @@ fn remote(
     Plan::step(op, report(look))
 }
 
-/// The number reported before for this very export, or a free one. The search starts at a place that depends on the
+/// The number that this very export has in the kernel or was reported with before, or a free one. The search starts at a place that depends on the
 /// export, so that exports made at the same time on one node seldom want the same number.
 fn choose_port(export: ExportKey, wish: &ExportWish, look: &ExportLook) -> Option<u16> {
+    let here = look.exports.entries.get(&export).and_then(|e| e.ports.first().or(e.unlinked_ports.first()));
+    if let Some(listen) = here {
+        return Some(listen.port);
+    }
     let same = wish.reported.as_ref().filter(|r| (r.epoch, r.generation) == (export.epoch, export.generation));
     if let Some(port) = same.and_then(|r| r.listen.first()).map(|l| l.port) {
         return Some(port);

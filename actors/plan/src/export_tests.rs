@@ -189,3 +189,19 @@ fn a_buried_copys_export_goes_even_in_its_own_epoch() {
     l.quarantined = retire;
     assert_eq!(plan(&l).next, Some(Step::Kernel(Op::RemoveExport { key: at(3) })));
 }
+
+#[test]
+fn an_export_whose_drive_was_taken_away_is_closed_and_made_anew_at_its_port() {
+    let mut l = look(wish(3, Some("c")), 3);
+    l.exports.entries.insert(at(3), ExportEntry { gone: true, ..entry(true, "c") });
+    let partition = l.partition.take();
+    assert_eq!(plan(&l).next, Some(Step::Kernel(Op::Fence { key: at(3) })), "while the drive is away");
+    l.partition = partition;
+    assert_eq!(plan(&l).next, Some(Step::Kernel(Op::Fence { key: at(3) })), "when it is back");
+    assert_eq!(plan(&l).status.export, None);
+    l.exports.entries.insert(at(3), entry(false, "c"));
+    let listen = entry(true, "c").ports;
+    let Some(Step::Kernel(Op::Export { key, listen: new, .. })) = plan(&l).next else { panic!("{:?}", plan(&l)) };
+    assert_eq!((key, new), (at(3), listen));
+    assert!(plan(&l).status.retire.is_empty(), "the number stays in use");
+}

@@ -4,18 +4,19 @@ use crate::error::ApiError;
 use crate::route::Call;
 use crate::schema::Schema;
 use crate::selector::Selectors;
+use crate::service::text;
 use crate::state::{Key, State};
 use serde_json::{Value, json};
 
-pub(crate) fn get(state: &State, schema: &Schema, call: &Call) -> Result<Value, ApiError> {
+pub(crate) fn get(state: &State, schema: &Schema, call: &Call) -> Result<Vec<u8>, ApiError> {
     state.check_not_future(call.resource_version()?)?;
     let key = Key { schema: call.schema, namespace: call.namespace.clone(), name: call.name.clone() };
     let object = state.get(&key).ok_or_else(|| ApiError::not_found(schema, &call.name))?;
-    Ok(projected(object, call.metadata_only))
+    Ok(shown(object, call.metadata_only))
 }
 
 /// The whole list at once: `limit` is a wish a server may ignore, and without pages no `continue` is ever handed out.
-pub(crate) fn list(state: &State, schema: &Schema, call: &Call) -> Result<Value, ApiError> {
+pub(crate) fn list(state: &State, schema: &Schema, call: &Call) -> Result<Vec<u8>, ApiError> {
     let requested = call.resource_version()?;
     state.check_not_future(requested)?;
     if call.param("resourceVersionMatch") == Some("Exact") && requested != state.version() {
@@ -24,8 +25,21 @@ pub(crate) fn list(state: &State, schema: &Schema, call: &Call) -> Result<Value,
     }
     let selectors = Selectors::parse(schema, call.param("labelSelector"), call.param("fieldSelector"))?;
     let objects = state.list(call.schema, &call.namespace).filter(|(_, object)| selectors.matches(object));
-    let items = objects.map(|(_, object)| projected(object, call.metadata_only)).collect();
-    Ok(list_of(schema, state.version(), items, call.metadata_only))
+    let items: Vec<Vec<u8>> = objects.map(|(_, object)| shown(object, call.metadata_only)).collect();
+    // The list around no items, with the items' text put between its brackets.
+    let mut around = text(&list_of(schema, state.version(), vec![], call.metadata_only));
+    if let Some(at) = around.windows(EMPTY.len()).position(|window| window == EMPTY) {
+        around.splice(at + EMPTY.len() - 1..at + EMPTY.len() - 1, items.join(&b','));
+    }
+    Ok(around)
+}
+
+/// How a list without items spells that.
+const EMPTY: &[u8] = br#""items":[]"#;
+
+/// [`projected`], as JSON.
+fn shown(object: &Value, metadata_only: bool) -> Vec<u8> {
+    if metadata_only { text(&projected(object, true)) } else { text(object) }
 }
 
 /// The list object around items.

@@ -17,6 +17,23 @@ pub fn in_sync(cluster: &Cluster, name: &str) -> BTreeSet<ReplicaId> {
     set.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
+/// What the objects of a volume say of themselves, for a failure's line: conditions that are not as they should be.
+pub fn said(cluster: &Cluster, name: &str) -> String {
+    let replicas = cluster.store.list("meshstorreplicas");
+    let of_volume = replicas.into_iter().filter(|object| object["spec"]["volume"].as_str() == Some(name));
+    let objects = cluster.store.get("meshstorvolumes", "", name).into_iter().chain(of_volume);
+    let mut said = Vec::new();
+    for object in objects {
+        let of = object["metadata"]["name"].as_str().unwrap_or("").to_string();
+        for condition in object["status"]["conditions"].as_array().into_iter().flatten() {
+            let word = |field: &str| condition[field].as_str().unwrap_or("");
+            let line = [word("type"), word("status"), word("reason"), word("message")].join(" ");
+            said.push(format!("{of} {}", line.trim()));
+        }
+    }
+    said.join("; ")
+}
+
 /// Every copy in the recorded set holds every acknowledged write. Returns what is wrong.
 pub fn data(cluster: &Cluster, life: &Life) -> Vec<String> {
     let Some(id) = life.id.get() else { return vec![] };

@@ -96,7 +96,8 @@ async fn settle(cluster: &Rc<Cluster>, lives: &[Rc<Life>]) -> Vec<String> {
     }
     for life in lives.iter().filter(|life| !whole(life)) {
         let set = oracle::in_sync(cluster, &life.name);
-        failures.push(format!("{}: {} copies, in sync are only {set:?}", life.name, life.copies));
+        let said = oracle::said(cluster, &life.name);
+        failures.push(format!("{}: {} copies, in sync are only {set:?}; {said}", life.name, life.copies));
     }
     // A resync that a takeover left makes equal what was never acknowledged; members count while it runs.
     pass(SYNCED).await;

@@ -14,6 +14,7 @@
 //! enabled and so never announced: configfs keeps it exactly as long as the port, whatever happens to our process.
 
 mod configfs;
+mod device;
 
 use super::attr::{self, either};
 use super::root::Root;
@@ -107,7 +108,8 @@ pub fn observe(root: &Root, key: ReplicaKey) -> Result<ExportFact> {
     for name in names("subsystems")? {
         let found = ExportKey::from_nqn(&Nqn(name)).filter(|found| found.replica == key);
         if let Some(found) = found {
-            fact.entries.insert(found, entry(&Paths::new(root, found)));
+            let paths = Paths::new(root, found);
+            fact.entries.insert(found, ExportEntry { gone: device::gone(root, &paths), ..entry(&paths) });
         }
     }
     for id in names("ports")? {
@@ -137,6 +139,7 @@ fn entry(paths: &Paths) -> ExportEntry {
         device_path: text("device_path").filter(|path| path != "(null)"),
         namespace_uuid: text("device_uuid").and_then(|text| Uuid::parse_str(&text).ok()),
         enabled: paths.enabled(),
+        gone: false,
         hosts: attr::names(&paths.subsystem.join("allowed_hosts")).into_iter().map(Nqn).collect(),
         ports: BTreeSet::new(),
         unlinked_ports: BTreeSet::new(),
@@ -168,6 +171,7 @@ pub fn export(root: &Root, wanted: &Wanted) -> Result<Changed> {
     if !paths.target.join("subsystems").is_dir() {
         return Err(KernelError::wait(&op, attr::show(&paths.target), "nvmet is not loaded or configfs not mounted"));
     }
+    let wanted = &Wanted { device: device::named(root, &op, &wanted.device)?, ..wanted.clone() };
     let mut changed = Changed::No;
     if paths.linked().is_empty() {
         changed = either(changed, subsystem(&op, &paths, wanted)?);

@@ -197,3 +197,29 @@ fn without_nvmet_there_are_no_exports_and_none_can_be_made() {
     assert_eq!(export(&fake.root, &fake.wanted).unwrap_err().class, crate::Class::Wait);
     assert_eq!(fence(&fake.root, fake.wanted.key), Ok(Changed::No));
 }
+
+#[test]
+fn an_export_of_a_drive_that_was_taken_away_shows_and_is_made_anew() {
+    let mut fake = fake();
+    let disk = fake.root.sys.join("devices/nvme0n1");
+    fs::create_dir_all(disk.join("nvme0n1p1")).unwrap();
+    fs::create_dir_all(fake.root.sys.join("class/block")).unwrap();
+    std::os::unix::fs::symlink(disk.join("nvme0n1p1"), fake.root.sys.join("class/block/nvme0n1p1")).unwrap();
+    fs::write(disk.join("diskseq"), "9\n").unwrap();
+    fake.wanted.device = attr::show(&fake._dir.path().join("nvme0n1p1"));
+    export(&fake.root, &fake.wanted).unwrap();
+    assert_eq!(export(&fake.root, &fake.wanted), Ok(Changed::No));
+    let key = fake.wanted.key;
+    let gone = || observe(&fake.root, key.replica).unwrap().entries[&key].gone;
+    assert!(!gone());
+    // It is back under the same name.
+    fs::write(disk.join("diskseq"), "10\n").unwrap();
+    assert!(gone());
+    assert!(export(&fake.root, &fake.wanted).is_err(), "never changed while it is linked");
+    fence(&fake.root, key).unwrap();
+    assert!(!gone(), "a disabled namespace holds nothing");
+    assert_eq!(export(&fake.root, &fake.wanted), Ok(Changed::Yes));
+    assert!(!gone());
+    fs::remove_file(fake.root.sys.join("class/block/nvme0n1p1")).unwrap();
+    assert!(gone(), "the drive is away");
+}

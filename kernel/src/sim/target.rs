@@ -156,6 +156,7 @@ impl State {
                 device_path: Some(self.partition_path(node, s.drive, s.number)),
                 namespace_uuid: Some(k.namespace_uuid()),
                 enabled: s.enabled,
+                gone: s.enabled && s.dead,
                 hosts: s.hosts.clone(),
                 unlinked_ports: made.cloned().collect(),
                 ports,
