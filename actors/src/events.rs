@@ -4,6 +4,7 @@
 //! comes from a closed list, so that no volume, node or error text ever becomes a label.
 
 use crate::failure::Failure;
+use meshstor_kernel::facts::Transport;
 use meshstor_kernel::ops::Changed;
 use meshstor_plan::Step;
 use metrics::Unit;
@@ -127,6 +128,21 @@ const RESYNC_LIMIT: Metric = Metric {
     labels: &[],
 };
 
+const PATHS: Metric = Metric {
+    name: "meshstor_paths",
+    shape: Shape::Gauge,
+    unit: Unit::Count,
+    help: "Live NVMe paths from this node to copies on others",
+    labels: &["transport"],
+};
+const PATHS_LOST: Metric = Metric {
+    name: "meshstor_paths_lost_total",
+    shape: Shape::Counter,
+    unit: Unit::Count,
+    help: "Times a live NVMe path to a copy on another node ceased to be live, for whatever reason",
+    labels: &["transport"],
+};
+
 /// Every metric of this crate: documentation, dashboards and alert rules are checked against it.
 pub const METRICS: &[Metric] = &[
     OPS,
@@ -142,6 +158,8 @@ pub const METRICS: &[Metric] = &[
     ORPHANS,
     RESYNC_LEFT,
     RESYNC_LIMIT,
+    PATHS,
+    PATHS_LOST,
 ];
 
 /// Tells the metrics recorder what our metrics mean; call it once after a recorder is installed.
@@ -251,6 +269,15 @@ pub(crate) fn resyncs(left_bytes: u64, limit_kib: u32) {
     metrics::gauge!(RESYNC_LIMIT.name).set(f64::from(limit_kib) * 1024.0);
 }
 
+/// The number of live paths to a copy has changed.
+pub(crate) fn paths(key: &str, transport: Transport, before: usize, now: usize) {
+    let transport = transport.as_str();
+    tracing::info!(key, transport, before, now, "live paths");
+    metrics::gauge!(PATHS.name, "transport" => transport).increment(now as f64 - before as f64);
+    let lost = before.saturating_sub(now) as u64;
+    metrics::counter!(PATHS_LOST.name, "transport" => transport).increment(lost);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,11 +313,15 @@ mod tests {
             api_reachable(true);
             orphans(0);
             resyncs(1 << 30, 1024);
+            paths("k", Transport::Rdma, 0, 2);
+            paths("k", Transport::Rdma, 2, 1);
             let volume = meshstor_kernel::id::VolumeId(uuid::Uuid::nil());
             let step = Step::Kernel(meshstor_kernel::ops::Op::StopArray { volume });
             Audit::begin("array", "k", &step).end(&Ok(Changed::Yes));
         });
         let page = handle.render();
+        assert!(page.contains("meshstor_paths{transport=\"rdma\"} 1"), "{page}");
+        assert!(page.contains("meshstor_paths_lost_total{transport=\"rdma\"} 1"), "{page}");
         for metric in METRICS {
             assert!(page.contains(&format!("# HELP {} {}", metric.name, metric.help)), "{}\n{page}", metric.name);
         }

@@ -10,6 +10,13 @@ use meshstor_kernel::id::ReplicaId;
 use meshstor_plan::Reason;
 use meshstor_plan::record::VolumeRecord;
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// The condition that says that a takeover waits, and for whom.
+const TAKEOVER: &str = "Takeover";
+/// How long a consumer has been without a copy to begin with before that is worth a condition: every attachment waits for
+/// its fences, a second or two.
+pub(crate) const TAKEOVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of a volume's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,9 +130,21 @@ pub(crate) fn awaited_exports(record: &VolumeRecord) -> String {
     )
 }
 
-/// The conditions that the controller owes a volume: the summary while nobody is attached, and the note that somebody
-/// deleted the object by hand. `garbage` is what could not be read.
-pub(crate) fn conditions(volume: &MeshStorVolume, record: Result<&VolumeRecord, String>, now: &str) -> Vec<Condition> {
+/// Whether a volume has a consumer that cannot begin: no complete copy is fenced and exported for it (rule 4). When the set
+/// is a dead node's copy alone this stays so until that node is back.
+pub(crate) fn takeover_waits(record: &VolumeRecord) -> bool {
+    let recorded = record.in_sync.as_ref().is_some_and(|set| !set.is_empty());
+    record.consumer.is_some() && record.activated_epoch < record.epoch && recorded && usable(record).is_empty()
+}
+
+/// The conditions that the controller owes a volume: the summary while nobody is attached, the word of a takeover that
+/// has waited for long, and the note that somebody deleted the object by hand. `garbage` is what could not be read.
+pub(crate) fn conditions(
+    volume: &MeshStorVolume,
+    record: Result<&VolumeRecord, String>,
+    attached_for: Duration,
+    now: &str,
+) -> Vec<Condition> {
     let mut list = volume.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
     let old = list.clone();
     let mut set = |type_: &str, status: bool, reason: &str, message: &str| {
@@ -137,13 +156,22 @@ pub(crate) fn conditions(volume: &MeshStorVolume, record: Result<&VolumeRecord, 
         set(reason.word(), true, reason.word(), &reason.to_string());
     }
     if volume.spec.attachment.consumer.is_none() {
-        let summary = match record {
+        let summary = match &record {
             Ok(record) => summary(record),
-            Err(garbage) => Some((false, "Failing", garbage)),
+            Err(garbage) => Some((false, "Failing", garbage.clone())),
         };
         if let Some((status, reason, message)) = summary {
             set("Ready", status, reason, &message);
         }
+    }
+    match record {
+        Ok(record) if takeover_waits(record) => {
+            if attached_for >= TAKEOVER_PATIENCE {
+                set(TAKEOVER, false, "AwaitingFence", &awaited_exports(record));
+            }
+        }
+        _ if old.iter().any(|condition| condition.type_ == TAKEOVER) => set(TAKEOVER, true, "Healthy", ""),
+        _ => {}
     }
     list.retain(|condition| !old.contains(condition));
     list

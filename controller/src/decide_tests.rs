@@ -114,22 +114,47 @@ fn a_copy_that_has_seen_more_gives_the_record_away() {
 fn conditions_are_written_when_they_change_and_by_whom_they_belong_to() {
     let mut detached = volume(5, None, Some(&["r0", "r1"]));
     let reading = record(&detached, &[]);
-    let list = conditions(&detached, Ok(&reading), "t1");
+    let list = conditions(&detached, Ok(&reading), Duration::ZERO, "t1");
     assert_eq!((list.len(), list[0].reason.as_str(), list[0].status.as_str()), (1, "Detached", "True"));
     detached.status.as_mut().unwrap().conditions = list;
-    assert!(conditions(&detached, Ok(&reading), "t2").is_empty());
+    assert!(conditions(&detached, Ok(&reading), Duration::ZERO, "t2").is_empty());
     let attached = volume(5, Some("b"), Some(&["r0"]));
-    assert!(conditions(&attached, Ok(&record(&attached, &[])), "t").is_empty());
+    assert!(conditions(&attached, Ok(&record(&attached, &[])), Duration::ZERO, "t").is_empty());
     let short = volume(5, None, Some(&["r0"]));
-    let list = conditions(&short, Ok(&record(&short, &[])), "t");
+    let list = conditions(&short, Ok(&record(&short, &[])), Duration::ZERO, "t");
     assert_eq!(
         (list[0].reason.as_str(), list[0].message.as_str()),
         ("Degraded", "1 of 2 copies are there; in sync: r0")
     );
     let unfinished = volume(0, None, None);
-    assert!(conditions(&unfinished, Ok(&record(&unfinished, &[])), "t").is_empty());
-    let list = conditions(&unfinished, Err("spec.volumeID is \"x\"".into()), "t");
+    assert!(conditions(&unfinished, Ok(&record(&unfinished, &[])), Duration::ZERO, "t").is_empty());
+    let list = conditions(&unfinished, Err("spec.volumeID is \"x\"".into()), Duration::ZERO, "t");
     assert_eq!((list[0].reason.as_str(), list[0].status.as_str()), ("Failing", "False"));
+}
+
+#[test]
+fn a_takeover_that_waits_for_long_says_for_whom_and_then_that_it_is_over() {
+    let mut taken = volume(5, Some("b"), Some(&["r0"]));
+    // The copy of the set is on a node that is dead, the other one is fenced and outside of the set.
+    let replicas = [replica("r0", 5, 0, 3), replica("r1", 5, 0, 5)];
+    let reading = record(&taken, &replicas);
+    assert!(
+        conditions(&taken, Ok(&reading), Duration::from_secs(2), "t1").is_empty(),
+        "every attachment waits for a moment"
+    );
+    let list = conditions(&taken, Ok(&reading), TAKEOVER_PATIENCE, "t1");
+    assert_eq!((list.len(), list[0].type_.as_str(), list[0].status.as_str()), (1, "Takeover", "False"));
+    assert_eq!(list[0].reason, "AwaitingFence");
+    assert!(list[0].message.contains("r0 on nr0 is fenced for epoch 3"), "{}", list[0].message);
+    taken.status.as_mut().unwrap().conditions = list;
+    assert!(conditions(&taken, Ok(&reading), TAKEOVER_PATIENCE * 2, "t2").is_empty());
+    let mut back = replicas;
+    back[0] = replica("r0", 5, 0, 5);
+    let listen = json!([{"transport": "tcp", "address": "10.0.0.1", "port": 20001}]);
+    let export = json!({"epoch": 5, "generation": 0, "listen": listen, "ready": true, "boot": "b1"});
+    back[0].status.as_mut().unwrap().export = serde_json::from_value(export).unwrap();
+    let list = conditions(&taken, Ok(&record(&taken, &back)), TAKEOVER_PATIENCE * 2, "t3");
+    assert_eq!((list.len(), list[0].status.as_str(), list[0].reason.as_str()), (1, "True", "Healthy"));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::names;
 use crate::repair;
 use crate::telemetry::{self, EpochCause};
 use crate::writer::Endpoint;
+use k8s_openapi::jiff::Timestamp;
 use meshstor_api::node::MeshStorNode;
 use meshstor_api::volume::{Attachment, MeshStorVolume};
 use meshstor_api::{convert, patch};
@@ -109,11 +110,25 @@ async fn report(
     record: Result<&VolumeRecord, String>,
 ) -> Result<Next, ControlError> {
     let name = volume.metadata.name.as_deref().unwrap_or_default();
-    let changed = decide::conditions(volume, record, &context.timestamp());
-    let Some(patch) = patch::volume_conditions(volume, &changed)? else { return Ok(Next::Rest) };
+    let attached_for = attached_for(context, volume);
+    // The clock of a takeover that waits gives no hint.
+    let waits = record.as_ref().is_ok_and(|record| decide::takeover_waits(record));
+    let left = decide::TAKEOVER_PATIENCE.saturating_sub(attached_for);
+    let rest = if waits && !left.is_zero() { Next::After(left.max(context.config.poll)) } else { Next::Rest };
+    let changed = decide::conditions(volume, record, attached_for, &context.timestamp());
+    let Some(patch) = patch::volume_conditions(volume, &changed)? else { return Ok(rest) };
     match context.writer.patch::<MeshStorVolume>(name, Endpoint::Status, patch).await {
-        Ok(()) => Ok(Next::Rest),
+        Ok(()) => Ok(rest),
         Err(error) if error.is_stale() => Ok(Next::After(context.config.poll)),
         Err(error) => Err(error),
     }
+}
+
+/// How long the consumer has been one; for ever when that is not told.
+fn attached_for(context: &Context, volume: &MeshStorVolume) -> Duration {
+    let since: Option<Timestamp> = volume.spec.attachment.since.as_ref().and_then(|since| since.parse().ok());
+    since.map_or(Duration::MAX, |since| {
+        let seconds = (context.config.now)().as_second().saturating_sub(since.as_second());
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    })
 }

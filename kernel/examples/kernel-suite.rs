@@ -163,6 +163,10 @@ impl Suite {
             }
             "readd" => Op::ReAddMember { volume, device: self.device(word(1)?).await? },
             "add" => Op::AddMember { volume, device: self.device(word(1)?).await? },
+            "fail" => {
+                let component = self.component(word(1)?).await?;
+                Op::FailMember { volume, component, evidence: self.other_copy(word(2)?).await? }
+            }
             "rmfaulty" => Op::RemoveFaulty { volume, component: self.faulty(word(1)?).await? },
             "freeze" => {
                 Op::FreezeWrites { volume, component: self.component(word(1)?).await?, frozen: word(2)? == "on" }

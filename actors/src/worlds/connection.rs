@@ -2,10 +2,11 @@
 //! refused (the one thing no kernel remembers).
 
 use crate::env::Env;
+use crate::events;
 use crate::failure::Failure;
 use crate::shell::World;
-use meshstor_kernel::facts::{ArrayFact, ConnectionFact, Listen};
-use meshstor_kernel::id::ReplicaKey;
+use meshstor_kernel::facts::{ArrayFact, ConnectionFact, Listen, Transport};
+use meshstor_kernel::id::{ExportKey, ReplicaKey};
 use meshstor_kernel::ops::{Changed, Op};
 use meshstor_plan::Step;
 use meshstor_plan::connection::{Connection, ConnectionLook, ConnectionWish, DIAL_AGAIN};
@@ -19,12 +20,48 @@ pub struct ConnectionWorld {
     env: Rc<Env>,
     key: ReplicaKey,
     refusals: RefCell<BTreeMap<Listen, Instant>>,
+    paths: Paths,
+}
+
+/// Live paths as last told: people and dashboards hear of changes only.
+struct Paths {
+    key: String,
+    told: RefCell<BTreeMap<Transport, usize>>,
+}
+
+impl Paths {
+    fn see(&self, connections: &BTreeMap<ExportKey, ConnectionFact>) {
+        let controllers = connections.values().flat_map(|connection| connection.controllers.values());
+        let mut live = BTreeMap::new();
+        for controller in controllers.filter(|controller| controller.state == "live") {
+            *live.entry(controller.address.transport).or_default() += 1;
+        }
+        self.tell(live);
+    }
+
+    fn tell(&self, now: BTreeMap<Transport, usize>) {
+        let before = self.told.replace(now.clone());
+        for transport in [Transport::Rdma, Transport::Tcp] {
+            let count = |map: &BTreeMap<Transport, usize>| map.get(&transport).copied().unwrap_or(0);
+            let (before, now) = (count(&before), count(&now));
+            if before != now {
+                events::paths(&self.key, transport, before, now);
+            }
+        }
+    }
+}
+
+impl Drop for Paths {
+    fn drop(&mut self) {
+        self.tell(BTreeMap::new());
+    }
 }
 
 impl ConnectionWorld {
     /// To this replica.
     pub fn new(env: Rc<Env>, key: ReplicaKey) -> Self {
-        ConnectionWorld { env, key, refusals: RefCell::default() }
+        let paths = Paths { key: key.to_string(), told: RefCell::default() };
+        ConnectionWorld { env, key, refusals: RefCell::default(), paths }
     }
 }
 
@@ -39,6 +76,7 @@ impl World<Connection> for ConnectionWorld {
         let volume = self.key.volume;
         let mut connections = self.env.kernel.connections(volume).await?;
         connections.retain(|key, _| key.replica == self.key);
+        self.paths.see(&connections);
         // The array last: a member that joined meanwhile must not look unused.
         let array = self.env.kernel.array(volume).await?;
         let used = connections.iter().filter(|(_, connection)| in_array(array.as_ref(), connection));

@@ -35,6 +35,8 @@ const CLASSES: [(u64, &str); 6] =
 /// A volume and what writes to it.
 pub struct Load {
     volume: Volume,
+    /// Copies that it is to have.
+    copies: usize,
     running: Option<Running>,
     /// Counts forced moves.
     life: u64,
@@ -93,12 +95,28 @@ struct Table {
     broken: Vec<String>,
 }
 
+/// Which rounds of which seed.
+#[derive(clap::Args)]
+pub struct Draw {
+    /// How many rounds
+    #[arg(long, default_value_t = 5)]
+    rounds: u64,
+    /// The first of them: many rounds of one seed can be run in pieces
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// What the faults are drawn from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 /// Runs the rounds.
-pub fn run(binaries: &Path, kernel: &str, rounds: u64, seed: u64, keep: bool) -> Result<()> {
+pub fn run(binaries: &Path, kernel: &str, draw: &Draw, keep: bool) -> Result<()> {
+    let Draw { rounds, first, seed } = *draw;
     let begin = Instant::now();
     let mut table = Table::default();
     let mut world: Option<(Cluster, Vec<Load>)> = None;
-    for round in 1..=rounds {
+    let last = first + rounds - 1;
+    for round in first..=last {
         let (mut cluster, mut loads) = match world.take() {
             Some(world) => world,
             None => fresh(binaries, kernel)?,
@@ -107,7 +125,7 @@ pub fn run(binaries: &Path, kernel: &str, rounds: u64, seed: u64, keep: bool) ->
         let faults = fault::draw(&mut rng, cluster.lab.guests().len(), loads.len());
         let started = Instant::now();
         let done = one_round(&mut cluster, &mut loads, &faults, &mut rng, &mut table);
-        let line = format!("round {round} of {rounds}: {faults:?}: ");
+        let line = format!("round {round} of {last}: {faults:?}: ");
         match done {
             Ok(proof) => {
                 println!("[{:>4}s] {line}{proof}, {:.0} s", begin.elapsed().as_secs(), started.elapsed().as_secs_f64());
@@ -139,7 +157,9 @@ fn fresh(binaries: &Path, kernel: &str) -> Result<(Cluster, Vec<Load>)> {
     for (name, copies, nodes, consumer) in VOLUMES {
         let wanted = Wanted { name, bytes: SIZE, parameters: &[("replicaCount", copies)], nodes };
         let (volume, _) = bring_up(&cluster, &wanted, consumer)?;
-        let load = Load { volume, running: None, life: 0, forced: false, first_read: None, pauses: vec![], writes: 0 };
+        let copies = copies.parse().context("a number of copies")?;
+        let load =
+            Load { volume, copies, running: None, life: 0, forced: false, first_read: None, pauses: vec![], writes: 0 };
         loads.push(load);
     }
     Ok((cluster, loads))
@@ -152,6 +172,7 @@ fn one_round(
     rng: &mut fastrand::Rng,
     table: &mut Table,
 ) -> Result<String> {
+    let begun = Instant::now();
     for load in loads.iter_mut() {
         load.start(cluster)?;
     }
@@ -168,19 +189,26 @@ fn one_round(
     for fault in faults {
         fault::heal(cluster, fault).with_context(|| format!("end of {fault:?}"))?;
     }
-    let healed = Instant::now();
+    let struck = begun.elapsed();
     settle::settle(cluster, loads, faults)?;
-    let settled = healed.elapsed();
+    let settled = begun.elapsed() - struck;
     let checked = settle::check(cluster, loads)?;
+    let compared = begun.elapsed() - settled - struck;
     let moves = settle::reattach(cluster, loads, rng)?;
+    let moved = begun.elapsed() - compared - settled - struck;
     let longest = checked.pauses.iter().max().copied().unwrap_or_default();
+    let seconds = [struck, settled, compared, moved].map(|time| time.as_secs());
     let line = format!(
-        "ok, {} writes, longest {:.1} s, whole again after {:.0} s, {} blocks and {} copies verified, {moves} moved",
+        "ok, {} writes, longest {:.1} s, {} blocks and {} copies verified, {moves} moved \
+         (faults {} s, whole again {} s, comparing {} s, moving {} s)",
         checked.writes,
         longest.as_secs_f64(),
-        settled.as_secs_f64(),
         checked.blocks,
-        checked.copies
+        checked.copies,
+        seconds[0],
+        seconds[1],
+        seconds[2],
+        seconds[3],
     );
     table.pauses.extend(checked.pauses);
     table.writes += checked.writes;

@@ -15,6 +15,16 @@ pub fn transports(cluster: &Cluster, node: &str, volume_id: &str) -> Result<BTre
     Ok(cluster.guest(node)?.ssh_checked(&script)?.lines().map(Into::into).collect())
 }
 
+/// Kernel names of the controllers of a volume on its consumer, with their transports. One that was lost comes back under
+/// another name or none.
+pub fn controllers(cluster: &Cluster, node: &str, volume_id: &str) -> Result<BTreeSet<String>> {
+    let script = format!(
+        "for c in /sys/class/nvme/nvme*; do grep -q '{volume_id}' $c/subsysnqn 2>/dev/null && \
+         echo $(basename $c) $(cat $c/transport) $(stat -c %i $c/subsysnqn); done; true"
+    );
+    Ok(cluster.guest(node)?.ssh_checked(&script)?.lines().map(Into::into).collect())
+}
+
 /// Which transport carries the I/O now: the path that multipath would use, by ANA state.
 pub fn carrier(cluster: &Cluster, node: &str, volume_id: &str) -> Result<String> {
     let script = format!(

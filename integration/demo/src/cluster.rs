@@ -169,6 +169,16 @@ impl Cluster {
             .collect())
     }
 
+    /// Whether every copy of a volume is in its set and none is on its way out.
+    pub fn whole(&self, volume: &str) -> Result<bool> {
+        let list = self.get(&["msrep"])?;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let of: Vec<_> = items.iter().filter(|i| i["spec"]["volume"] == volume).collect();
+        let set = self.in_sync(volume)?;
+        let leaving = of.iter().any(|i| i["spec"]["role"] == "Retiring" || !i["spec"]["tombstone"].is_null());
+        Ok(!leaving && of.len() == set.len())
+    }
+
     /// Last lines of an agent's log.
     pub fn agent_log(&self, node: &str, lines: usize) -> String {
         let command = format!("tail -n {lines} {AGENT_LOG}");

@@ -109,6 +109,16 @@ impl Csi {
 
     /// ControllerPublishVolume.
     pub fn publish(&self, id: &str, node: &str) -> (Result<HashMap<String, String>, Status>, Duration) {
+        self.publish_within(id, node, PATIENCE)
+    }
+
+    /// ControllerPublishVolume by a caller of another patience.
+    pub fn publish_within(
+        &self,
+        id: &str,
+        node: &str,
+        patience: Duration,
+    ) -> (Result<HashMap<String, String>, Status>, Duration) {
         let request = ControllerPublishVolumeRequest {
             volume_id: id.into(),
             node_id: node.into(),
@@ -116,9 +126,9 @@ impl Csi {
             ..Default::default()
         };
         let mut client = ControllerClient::new(self.channel.clone());
-        self.call(
-            async move { Ok(client.controller_publish_volume(timed(request)).await?.into_inner().publish_context) },
-        )
+        let mut request = timed(request);
+        request.set_timeout(patience);
+        self.call(async move { Ok(client.controller_publish_volume(request).await?.into_inner().publish_context) })
     }
 
     /// ControllerUnpublishVolume.

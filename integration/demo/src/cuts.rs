@@ -19,17 +19,16 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("storage-cut: a deposed consumer is cut off from the storage network alone", storage_cut),
     ("last-copy-dead: takeover waits for the dead node's copy, and says so", last_copy_dead),
     ("cable-flap: two seconds without a cable, one remote copy", cable_flap),
-    ("api-outage: two minutes without an API server", api_outage),
+    ("api-outage: more than a minute without an API server", api_outage),
     ("target-reboots: a target with several exports, orderly and by power cut", target_reboots),
-    ("rdma-cut: RDMA fails under load, TCP takes over, RDMA comes back", rdma_cut),
 ];
 
-/// Longer than every timeout of ours; once by hand it was ten minutes.
-const OUTAGE: Duration = Duration::from_secs(120);
+/// Longer than every timeout of ours, the heartbeat's minute included; by hand it is ten minutes.
+const OUTAGE: Duration = Duration::from_secs(75);
 /// Sequence numbers of a new consumer's writer: none of the old one's reaches them.
 const NEW_LIFE: u64 = 1_000_000;
 /// For boots, fences and resyncs on emulated machines that share two processors.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A volume's writer that runs until `stop`.
 pub fn writing(cluster: &Cluster, volume: &Volume) -> Result<Running> {
@@ -57,7 +56,7 @@ pub fn carrier(guest: &Guest, card: &str) -> Result<bool> {
 }
 
 /// Waits for all copies, reads each by itself, deletes the volume.
-fn finish(cluster: &Cluster, volume: &Volume, copies: usize) -> Result<String> {
+pub fn finish(cluster: &Cluster, volume: &Volume, copies: usize) -> Result<String> {
     await_copies(cluster, &volume.id, copies)?;
     detach(cluster, &volume.id, &volume.at)?;
     let line = copies::verify_each(cluster, volume)?;
@@ -148,7 +147,8 @@ fn last_copy_dead(cluster: &mut Cluster) -> Result<String> {
     volume.history.append(&running.finish(Duration::from_secs(5))?);
     boot(cluster, "node-b")?;
     cluster.csi.unpublish(&volume.id, "node-a").0?;
-    let Err(waits) = cluster.csi.publish(&volume.id, "node-b").0 else { bail!("taken over from a stale copy") };
+    let waits = cluster.csi.publish_within(&volume.id, "node-b", Duration::from_secs(15)).0;
+    let Err(waits) = waits else { bail!("taken over from a stale copy") };
     ensure!(crate::csi::retriable(&waits), "{waits}");
     let dead = cluster.replicas(&volume.id)?.get("node-a").cloned().context("a copy on node-a")?;
     ensure!(waits.message().contains("node-a") || waits.message().contains(&dead), "{waits}");
@@ -174,14 +174,16 @@ fn wait_for_reason(cluster: &Cluster, volume: &str, reason: &str) -> Result<Stri
     Ok(message)
 }
 
-/// A volume with one copy, away from its consumer.
+/// A volume with one copy, away from its consumer, which it does not follow.
 fn one_remote<'a>(name: &'a str, nodes: &'a [&'a str]) -> Wanted<'a> {
-    Wanted { name, bytes: SIZE, parameters: &[("replicaCount", "1")], nodes }
+    Wanted { name, bytes: SIZE, parameters: &[("replicaCount", "1"), ("relocationDelay", "never")], nodes }
 }
 
-/// What the kernel of a guest said about file systems and failed I/O since its log was cleared.
+/// What the kernel of a guest said about file systems, arrays and failed I/O since its log was cleared. An error on a
+/// single path (`nvme2c2n1`) is none: the head sends the request another way.
 fn complaints(guest: &Guest) -> Result<String> {
-    guest.ssh_checked("dmesg | grep -E 'I/O error|XFS.*(rror|hutdown)|Disk failure|shut ?down' || true")
+    let words = "I/O error|XFS.*(rror|hutdown)|Disk failure|shut ?down";
+    guest.ssh_checked(&format!("dmesg | grep -E '{words}' | grep -vE 'dev nvme[0-9]+c[0-9]+n' || true"))
 }
 
 fn cable_flap(cluster: &mut Cluster) -> Result<String> {
@@ -251,7 +253,7 @@ fn target_reboots(cluster: &mut Cluster) -> Result<String> {
     let plan = [("reboot-one", "node-a", "1"), ("reboot-two", "node-a", "2"), ("reboot-three", "node-c", "1")];
     let mut volumes = Vec::new();
     for (name, consumer, copies) in plan {
-        let parameters = [("replicaCount", copies)];
+        let parameters = [("replicaCount", copies), ("relocationDelay", "never")];
         let nodes: &[&str] = if copies == "1" { &["node-b"] } else { &["node-a", "node-b"] };
         let wanted = Wanted { name, bytes: SIZE, parameters: &parameters, nodes };
         volumes.push(bring_up(cluster, &wanted, consumer)?.0);
@@ -273,6 +275,8 @@ fn target_reboots(cluster: &mut Cluster) -> Result<String> {
 fn one_reboot(cluster: &mut Cluster, volumes: &mut [Volume], power_cut: bool) -> Result<String> {
     let guest = cluster.guest("node-b")?;
     let before = guest.boot_id()?;
+    let held = |volume: &Volume| checks::controllers(cluster, &volume.at, &volume.data_id);
+    let controllers = volumes.iter().map(held).collect::<Result<Vec<_>>>()?;
     let writers = volumes.iter().map(|v| writing(cluster, v)).collect::<Result<Vec<_>>>()?;
     if power_cut {
         guest.power_cut()?
@@ -286,6 +290,12 @@ fn one_reboot(cluster: &mut Cluster, volumes: &mut [Volume], power_cut: bool) ->
         running.wait_for(20, PATIENCE).with_context(|| format!("{} after the reboot", volume.id))?;
         histories.push(stop(cluster, volume, running)?);
     }
+    for (volume, before) in volumes.iter().zip(&controllers) {
+        // A volume with another copy lets go of the lost one on purpose.
+        let now = checks::controllers(cluster, &volume.at, &volume.data_id)?;
+        let alone = cluster.replicas(&volume.id)?.len() == 1;
+        ensure!(!alone || now == *before, "{}: controllers {before:?} became {now:?}", volume.id);
+    }
     let mut lines = Vec::new();
     for (volume, history) in volumes.iter_mut().zip(histories) {
         volume.history.append(&history);
@@ -294,37 +304,4 @@ fn one_reboot(cluster: &mut Cluster, volumes: &mut [Volume], power_cut: bool) ->
         lines.push(format!("{} longest {:.1} s, {blocks} blocks", volume.id, history.longest().as_secs_f64()));
     }
     Ok(format!("{}: {}", if power_cut { "power cut" } else { "reboot" }, lines.join("; ")))
-}
-
-/// Drops what arrives for RoCE (UDP 4791) and nothing else. Not `rdma link del`: nvmet's listener does not survive that.
-const DEAF: &str = "tc qdisc add dev stor0 ingress && tc filter add dev stor0 ingress protocol ip u32 \
-                    match ip protocol 17 0xff match ip dport 4791 0xffff action drop";
-
-fn rdma_cut(cluster: &mut Cluster) -> Result<String> {
-    let (mut volume, _) = bring_up(cluster, &two_copies("rdma-cut"), "node-a")?;
-    let b = cluster.guest("node-b")?;
-    let live = |cluster: &Cluster| -> Result<String> {
-        let all = checks::transports(cluster, "node-a", &volume.data_id)?;
-        let mut live: Vec<&str> =
-            all.iter().filter(|l| l.contains(" live")).filter_map(|l| l.split(' ').next()).collect();
-        live.sort_unstable();
-        Ok(live.join("+"))
-    };
-    wait("both transports", Duration::from_secs(30), || Ok(live(cluster)? == "rdma+tcp"))?;
-    let running = writing(cluster, &volume)?;
-    b.ssh_checked(&format!("{DEAF}; tc -s filter show dev stor0 ingress"))?;
-    wait("RDMA is gone", PATIENCE, || Ok(live(cluster)? == "tcp"))?;
-    running.wait_for(100, PATIENCE)?;
-    ensure!(live(cluster)? == "tcp", "{}", live(cluster)?);
-    let pause = running.so_far().longest();
-    let dropped = b.ssh_checked("tc -s filter show dev stor0 ingress | grep -o 'dropped [0-9]*' | head -1")?;
-    ensure!(dropped != "dropped 0" && !dropped.is_empty(), "no packet of RDMA was dropped: {dropped}");
-    b.ssh_checked("tc qdisc del dev stor0 ingress")?;
-    wait("RDMA is back", PATIENCE, || Ok(live(cluster)? == "rdma+tcp"))?;
-    ensure!(checks::carrier(cluster, "node-a", &volume.data_id)? == "rdma", "I/O did not go back to RDMA");
-    running.wait_for(50, PATIENCE)?;
-    let history = stop(cluster, &volume, running)?;
-    volume.history.append(&history);
-    let end = finish(cluster, &volume, 2)?;
-    Ok(format!("{} writes, no error, longest {pause:?} while RDMA went, {dropped} packets; {end}", history.acks.len()))
 }

@@ -125,6 +125,11 @@ impl Running {
         self.history.lock().map(|h| h.clone()).unwrap_or_default()
     }
 
+    /// Whether the command has ended by itself.
+    pub fn ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Waits until at least this many more writes are acknowledged than now.
     pub fn wait_for(&self, more: usize, within: Duration) -> Result<()> {
         let target = self.so_far().acks.len() + more;

@@ -10,8 +10,11 @@ mod copies;
 mod csi;
 mod cuts;
 mod dev;
+mod follows;
 mod hand;
 mod history;
+mod inputs;
+mod rdma;
 mod regressions;
 mod rewind;
 mod scenarios;
@@ -66,12 +69,8 @@ enum Command {
         /// Debian kernel series of the guests
         #[arg(long, default_value = "6.12")]
         kernel: String,
-        /// How many rounds
-        #[arg(long, default_value_t = 5)]
-        rounds: u64,
-        /// What the faults are drawn from
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
+        #[command(flatten)]
+        draw: chaos::Draw,
         /// Leave guests, control plane and processes running at the end
         #[arg(long)]
         keep: bool,
@@ -110,7 +109,7 @@ fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { binaries, kernel, keep } => script::run(&binaries, &kernel, keep),
         Command::Scenarios { binaries, kernel, only, keep } => scenarios::run(&binaries, &kernel, &only, keep),
-        Command::Chaos { binaries, kernel, rounds, seed, keep } => chaos::run(&binaries, &kernel, rounds, seed, keep),
+        Command::Chaos { binaries, kernel, draw, keep } => chaos::run(&binaries, &kernel, &draw, keep),
         Command::Regressions { binaries, kernel, only, keep } => regressions::run(&binaries, &kernel, &only, keep),
         Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
         Command::Write(arguments) => writer::write(&arguments),

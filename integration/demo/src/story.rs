@@ -162,7 +162,8 @@ pub fn until(volume: &Volume) -> String {
     format!("--until {}", stop_file(volume))
 }
 
-fn stop_file(volume: &Volume) -> String {
+/// The file that ends a volume's writer.
+pub fn stop_file(volume: &Volume) -> String {
     format!("/run/stop-{}", volume.id)
 }
 

@@ -87,10 +87,9 @@ enum Command {
         keep: bool,
     },
     /// Rounds of faults drawn by a seed under load, on a whole cluster of ours: no promise may be broken
-    #[command(
-        after_help = "Examples:\n  cargo xtask vm chaos\n  cargo xtask vm chaos --rounds 20 --seed 7\n\nA round takes \
-                            two to five minutes. The same seed draws the same faults; what they meet differs."
-    )]
+    #[command(after_help = "Examples:\n  cargo xtask vm chaos\n  cargo xtask vm chaos --rounds 20 --seed 7\n  \
+                            cargo xtask vm chaos --rounds 10 --first 11 --seed 7\n\nA round takes \
+                            two to five minutes. The same seed draws the same faults; what they meet differs.")]
     Chaos {
         /// Debian kernel series
         #[arg(long, default_value = "6.12")]
@@ -98,6 +97,9 @@ enum Command {
         /// How many rounds
         #[arg(long, default_value_t = 5)]
         rounds: u64,
+        /// The first of them: many rounds of one seed can be run in pieces
+        #[arg(long, default_value_t = 1)]
+        first: u64,
         /// What the faults are drawn from
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -174,8 +176,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Check(options) => check(options),
         Command::Scenarios { kernel, only, keep } => story("scenarios", &kernel, &["--only", &only], keep),
         Command::Regressions { kernel, only, keep } => story("regressions", &kernel, &["--only", &only], keep),
-        Command::Chaos { kernel, rounds, seed, keep } => {
-            story("chaos", &kernel, &["--rounds", &rounds.to_string(), "--seed", &seed.to_string()], keep)
+        Command::Chaos { kernel, rounds, first, seed, keep } => {
+            let numbers = [rounds, first, seed].map(|number| number.to_string());
+            let words = ["--rounds", &numbers[0], "--first", &numbers[1], "--seed", &numbers[2]];
+            story("chaos", &kernel, &words, keep)
         }
         Command::ControlPlane(command) => control_plane(command),
     }

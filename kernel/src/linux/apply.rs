@@ -140,9 +140,7 @@ async fn connect(shared: &Arc<Shared>, key: ExportKey, node: NodeName, address: 
     if shared.look(&op, move |s| Ok(fabrics::connected(&s.root, key, &wanted))).await? {
         return Ok(Changed::No);
     }
-    if address.transport == crate::facts::Transport::Tcp {
-        fabrics::dial(&op, &address).await?;
-    }
+    fabrics::dial(&op, &address).await?;
     let permit = shared.dialling.clone().acquire_owned().await;
     let work = move |s: &Shared| {
         // Held until the kernel is done with this one.

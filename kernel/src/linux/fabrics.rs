@@ -1,13 +1,16 @@
 //! The NVMe host side: controllers of an export, its head device, connecting, disconnecting and dropping a member.
 //!
-//! Called by the seam on the blocking pool. It never marks a member faulty in MD: deleting the controller makes MD
-//! notice by itself, without its mutex (reference: Linux 6.12 md.c `state_store`; with a stuck member the write hangs).
+//! Called by the seam on the blocking pool. It never marks a member faulty in MD: deleting the controllers (`delete.rs`)
+//! makes MD notice by itself, without its mutex (reference: Linux 6.12 md.c `state_store`; with a stuck member the write
+//! hangs).
 //!
 //! ```text
 //!  /sys/class/nvme/nvme3            controller: state, address, subsysnqn
 //!  /sys/class/nvme/nvme3/nvme3c3n1  its hidden path
 //!  /sys/block/nvme3n1               the head, which MD uses; found by uuid alone, names are reused
 //! ```
+
+mod delete;
 
 use super::attr;
 use super::clock::{Clocks, hidden_path};
@@ -17,6 +20,7 @@ use crate::error::{KernelError, Result};
 use crate::facts::{BlockDevice, ConnectionFact, ControllerFact, Listen, MemberFact, Transport};
 use crate::id::{Epoch, ExportKey, NQN_BASE, NodeName, Nqn, VolumeId};
 use crate::ops::Changed;
+use delete::Deletion;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -29,11 +33,13 @@ use uuid::Uuid;
 const IO_QUEUES_MAX: usize = 4;
 /// A dial over a storage LAN takes a millisecond; a dead address would hold the kernel's one connect mutex for 3 s.
 const DIAL_DEADLINE: Duration = Duration::from_secs(1);
-/// Deleting takes 1.8 s when it has to wait for a running reconnect attempt (seen); below the operation's deadline.
-const GONE_DEADLINE: Duration = Duration::from_secs(15);
+/// How long MD gets to fail a member whose controllers are gone; below the operation's deadline.
+const NOTICED_DEADLINE: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long MD gets to notice by failed I/O that a member is gone before a superblock write makes it look.
 const NOTICE: Duration = Duration::from_millis(300);
+/// After this long it is not for want of looking: an RDMA path still holds what waits.
+const HELD: Duration = Duration::from_secs(4);
 
 // ---------------------------------------------------------------------------------------------- facts
 
@@ -135,12 +141,16 @@ pub(super) fn answers(root: &Root, component: &str) -> bool {
 
 // -------------------------------------------------------------------------------------------- connect
 
-/// Whether anything listens at a TCP address, asked from user space: the kernel's connect holds a global mutex
-/// (fabrics.c `nvmf_dev_mutex`) for as long as a dead address takes to time out.
+/// Whether anybody is there, asked from user space: the kernel's connect holds a global mutex (fabrics.c
+/// `nvmf_dev_mutex`) for as long as a dead address takes to time out. That is 3 s over TCP, and more than a minute over
+/// RDMA (`delete.rs`); an RDMA address answers over TCP as well, if only with a refusal.
 pub async fn dial(op: &str, address: &Listen) -> Result<()> {
     let target = SocketAddr::new(address.address, address.port);
     match tokio::time::timeout(DIAL_DEADLINE, tokio::net::TcpStream::connect(target)).await {
         Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) if address.transport == Transport::Rdma && e.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Ok(())
+        }
         Ok(Err(e)) => Err(KernelError::io(format!("{op}: dial"), target.to_string(), &e)),
         Err(_) => Err(KernelError::wait(format!("{op}: dial"), target.to_string(), "no answer within 1 s")),
     }
@@ -167,6 +177,7 @@ pub fn connect(root: &Root, key: ExportKey, node: &NodeName, address: &Listen) -
     let mut answer = [0; 128];
     let length = device.read(&mut answer).map_err(fail)?;
     tracing::info!(%key, answer = %String::from_utf8_lossy(&answer[..length]).trim(), "connected");
+    delete::expendable(root, &key.nqn());
     Ok(Changed::Yes)
 }
 
@@ -197,9 +208,7 @@ pub fn disconnect(root: &Root, key: ExportKey) -> Result<Changed> {
             return Err(KernelError::refuse(op, head.path, format!("{} holds it", holders.join(", "))));
         }
     }
-    let changed = delete_controllers(root, &op, &key.nqn())?;
-    gone(root, &op, &key.nqn())?;
-    Ok(changed)
+    Deletion::begin(root, &op, &key.nqn())?.finish()
 }
 
 /// Deletes the controllers of a member, after looking in the same breath whether the array can do without it (the
@@ -220,16 +229,16 @@ pub fn drop_member(root: &Root, key: ExportKey, volume: VolumeId, survivor: &str
     if !md::member(&dir, survivor).is_some_and(|member| member.in_sync()) || !answers(root, survivor) {
         return Err(KernelError::refuse(op, survivor, "the survivor is not in sync, or does not answer"));
     }
-    let changed = delete_controllers(root, &op, &nqn)?;
-    gone(root, &op, &nqn)?;
+    let mut deletion = Deletion::begin(root, &op, &nqn)?;
     if state == "readonly" || state == "read-auto" {
         // MD writes nothing then, so it cannot notice; nothing is acknowledged either.
-        return Ok(changed);
+        return deletion.finish();
     }
-    match noticed(root, &op, &dir, survivor)? {
-        Changed::Yes => Ok(Changed::Yes),
-        Changed::No => Ok(changed),
-    }
+    deletion.gone()?;
+    let noticed = noticed(root, &op, &dir, survivor, leaving.as_deref(), &mut deletion);
+    // The array is without the member, or this is all that is left to try: nobody waits for these any more.
+    deletion.rest()?;
+    Ok(attr::either(noticed?, deletion.changed()))
 }
 
 /// Deletes the controllers of a deposed consumer's export, whatever its array then does. Refused while anybody could
@@ -255,60 +264,54 @@ pub fn abandon(root: &Root, key: ExportKey, deposed_by: Epoch) -> Result<Changed
             openers::kill_all(root, &op, device)?;
         }
     }
-    let changed = delete_controllers(root, &op, &nqn)?;
-    gone(root, &op, &nqn)?;
-    Ok(changed)
+    Deletion::begin(root, &op, &nqn)?.finish()
 }
 
-fn delete_controllers(root: &Root, op: &str, nqn: &Nqn) -> Result<Changed> {
-    let mut changed = Changed::No;
-    for controller in controllers_of(root, nqn) {
-        let file = root.sys.join("class/nvme").join(&controller.name).join("delete_controller");
-        match attr::write(op, &file, "1") {
-            // Somebody else's deletion is under way or done: the attribute goes first.
-            Err(e) if matches!(e.errno, Some(2 | 19)) => {}
-            other => other?,
-        }
-        changed = Changed::Yes;
-    }
-    Ok(changed)
-}
-
-/// Waits until no controller of the NQN is left.
-fn gone(root: &Root, op: &str, nqn: &Nqn) -> Result<()> {
-    let end = Instant::now() + GONE_DEADLINE;
-    while Instant::now() < end {
-        if controllers_of(root, nqn).is_empty() {
-            return Ok(());
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    Err(KernelError::retry(op, &nqn.0, "a controller is still being deleted"))
-}
-
-/// Waits until MD has taken every member whose device is gone for failed. MD notices by failed writes; an idle array
-/// writes nothing, so after a moment the survivor's own flag is written as it is, which makes MD write all superblocks
-/// (md.c `state_store`, `need_update_sb`).
-fn noticed(root: &Root, op: &str, dir: &Path, survivor: &str) -> Result<Changed> {
+/// Waits until MD has taken for failed every member whose device is gone, and `leaving`, whose device may still be there
+/// without a path. MD notices by failed writes; an idle array writes nothing, so after a moment the survivor's own flag is
+/// written as it is, which makes MD write all superblocks (md.c `state_store`, `need_update_sb`).
+fn noticed(
+    root: &Root,
+    op: &str,
+    dir: &Path,
+    survivor: &str,
+    leaving: Option<&str>,
+    deletion: &mut Deletion<'_>,
+) -> Result<Changed> {
     let (start, mut changed) = (Instant::now(), Changed::No);
     let mut asked = false;
-    while start.elapsed() < GONE_DEADLINE {
+    while start.elapsed() < NOTICED_DEADLINE {
         let dead = md::members(dir).into_iter().find(|(name, member)| {
-            !member.flags.contains("faulty") && !root.sys.join("class/block").join(name).exists()
+            let gone = || leaving == Some(name) || !root.sys.join("class/block").join(name).exists();
+            !member.flags.contains("faulty") && gone()
         });
         if dead.is_none() {
             return Ok(changed);
         }
         changed = Changed::Yes;
         if !asked && start.elapsed() > NOTICE {
-            let mostly = md::member(dir, survivor).is_some_and(|m: MemberFact| m.flags.contains("write_mostly"));
-            let flag = if mostly { "writemostly" } else { "-writemostly" };
-            attr::write(op, &dir.join(format!("dev-{survivor}/state")), flag)?;
+            ask(op, dir, survivor);
             asked = true;
+        }
+        if start.elapsed() > HELD {
+            deletion.rest()?;
         }
         std::thread::sleep(LOOK_AGAIN);
     }
     Err(KernelError::retry(op, attr::show(dir), "the array has not yet failed the member whose device is gone"))
+}
+
+/// Has MD write all superblocks, by a thread: while a superblock waits on the member that leaves, MD's mutex is held, and
+/// the write would wait for what its own thread has yet to delete.
+fn ask(op: &str, dir: &Path, survivor: &str) {
+    let mostly = md::member(dir, survivor).is_some_and(|m: MemberFact| m.flags.contains("write_mostly"));
+    let flag = if mostly { "writemostly" } else { "-writemostly" };
+    let (op, path) = (op.to_string(), dir.join(format!("dev-{survivor}/state")));
+    std::thread::spawn(move || {
+        if let Err(error) = attr::write(&op, &path, flag) {
+            tracing::warn!(%error, "the array was not made to look at a member that is gone");
+        }
+    });
 }
 
 #[cfg(test)]

@@ -145,3 +145,98 @@ fn an_idle_array_is_made_to_look_at_a_member_that_is_gone() {
     kernel.join().unwrap();
     assert_eq!(done, Ok(Changed::Yes));
 }
+
+/// The RDMA path beside the TCP one: `nvme4`.
+fn beside(root: &Root, state: &str) {
+    for (name, text) in [
+        ("subsysnqn", key().nqn().0.as_str()),
+        ("transport", "rdma\n"),
+        ("address", "traddr=10.77.0.12,trsvcid=5001\n"),
+        ("state", state),
+        ("fast_io_fail_tmo", "off\n"),
+        ("delete_controller", ""),
+    ] {
+        put(root, &format!("class/nvme/nvme4/{name}"), text);
+    }
+}
+
+fn asked(root: &Root, name: &str) -> bool {
+    let file = root.sys.join("class/nvme").join(name).join("delete_controller");
+    fs::read_to_string(file).is_ok_and(|text| text == "1")
+}
+
+#[test]
+fn a_lost_target_is_let_go_of_over_tcp_while_rdma_is_still_connecting() {
+    let (_temp, root) = fake();
+    put(&root, "class/nvme/nvme3/state", "connecting\n");
+    beside(&root, "connecting\n");
+    let kernel = {
+        let root = root.clone();
+        std::thread::spawn(move || {
+            while !asked(&root, "nvme3") {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let early = asked(&root, "nvme4");
+            fs::remove_dir_all(root.sys.join("class/nvme/nvme3")).unwrap();
+            put(&root, "block/md1000/md/dev-nvme3n1/state", "faulty,write_mostly\n");
+            early
+        })
+    };
+    let start = Instant::now();
+    // The RDMA controller never goes: its target is dead, and nobody waits for the attempt to reach it.
+    let done = drop_member(&root, key(), key().replica.volume, "nvme0n1p1");
+    assert_eq!(done, Ok(Changed::Yes));
+    assert!(start.elapsed() < HELD, "{:?}", start.elapsed());
+    assert!(!kernel.join().unwrap(), "an RDMA controller that is being deleted counts as a path");
+    let end = Instant::now() + Duration::from_secs(5);
+    while !asked(&root, "nvme4") && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(asked(&root, "nvme4"), "it goes as well");
+}
+
+#[test]
+fn an_rdma_path_that_hangs_alive_is_deleted_at_once() {
+    let (_temp, root) = fake();
+    beside(&root, "live\n");
+    let kernel = {
+        let root = root.clone();
+        std::thread::spawn(move || {
+            while !(asked(&root, "nvme3") && asked(&root, "nvme4")) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            fs::remove_dir_all(root.sys.join("class/nvme/nvme3")).unwrap();
+            fs::remove_dir_all(root.sys.join("class/nvme/nvme4")).unwrap();
+            put(&root, "block/md1000/md/dev-nvme3n1/state", "faulty,write_mostly\n");
+        })
+    };
+    assert_eq!(drop_member(&root, key(), key().replica.volume, "nvme0n1p1"), Ok(Changed::Yes));
+    kernel.join().unwrap();
+}
+
+#[test]
+fn an_rdma_path_is_expendable_only_beside_a_tcp_one() {
+    let (_temp, root) = fake();
+    beside(&root, "live\n");
+    let told = |root: &Root| fs::read_to_string(root.sys.join("class/nvme/nvme4/fast_io_fail_tmo")).unwrap();
+    delete::expendable(&root, &key().nqn());
+    assert_eq!(told(&root), "2");
+    assert!(!root.sys.join("class/nvme/nvme3/fast_io_fail_tmo").exists(), "TCP holds for ever");
+    put(&root, "class/nvme/nvme3/state", "deleting\n");
+    delete::expendable(&root, &key().nqn());
+    assert_eq!(told(&root), "-1");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_host_that_refuses_a_dial_is_alive_for_rdma_and_no_target_for_tcp() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = |transport| {
+        let address = listener.local_addr().unwrap();
+        Listen { transport, address: address.ip(), port: address.port() }
+    };
+    let (tcp, rdma) = (at(Transport::Tcp), at(Transport::Rdma));
+    assert_eq!(dial("test", &tcp).await, Ok(()));
+    drop(listener);
+    assert_eq!(dial("test", &tcp).await.unwrap_err().errno, Some(111));
+    assert_eq!(dial("test", &rdma).await, Ok(()));
+}

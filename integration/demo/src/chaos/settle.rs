@@ -4,12 +4,13 @@
 
 use super::fault::Fault;
 use super::{Checked, Load};
-use crate::cluster::{Cluster, wait};
+use crate::cluster::Cluster;
 use crate::cuts::no_ghosts;
 use crate::history::History;
 use crate::story::*;
 use crate::{copies, csi};
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// For boots, takeovers and full copies on emulated machines that share two processors.
@@ -41,7 +42,7 @@ pub fn settle(cluster: &mut Cluster, loads: &mut [Load], faults: &[Fault]) -> Re
             resume(cluster, load)?;
         } else if pulled && load.running.as_ref().is_some_and(|r| !r.so_far().errors.is_empty()) {
             // Its only copy was on that drive: the pod failed, and is started again.
-            ensure!(cluster.replicas(&load.volume.id)?.len() == 1, "{}: errors beside a good copy", load.volume.id);
+            ensure!(load.copies == 1, "{}: errors beside a good copy", load.volume.id);
             load.end(Duration::from_secs(5))?.errors.clear();
             patient("detach", || detach(cluster, &load.volume.id, &load.volume.at))?;
             attach_patiently(cluster, load)?;
@@ -50,11 +51,25 @@ pub fn settle(cluster: &mut Cluster, loads: &mut [Load], faults: &[Fault]) -> Re
     }
     for load in loads.iter() {
         let id = &load.volume.id;
-        let copies = cluster.replicas(id)?.len();
-        let whole = || Ok(cluster.in_sync(id)?.len() == copies);
-        wait(&format!("{copies} copies of {id} in sync"), PATIENCE, whole)?;
+        await_whole(cluster, id, load.copies)?;
         let running = load.running.as_ref().context("a writer")?;
         running.wait_for(10, Duration::from_secs(120)).with_context(|| format!("the writer of {id}"))?;
+    }
+    Ok(())
+}
+
+/// Waits until all copies are in sync and none is on its way, for as long as something goes forward: a busy machine copies
+/// slowly, one copy after another, and a copy may follow its pod meanwhile.
+fn await_whole(cluster: &Cluster, id: &str, copies: usize) -> Result<()> {
+    let (mut begin, mut before) = (Instant::now(), Value::Null);
+    while !(cluster.whole(id)? && cluster.in_sync(id)?.len() == copies) {
+        let status = cluster.get(&["msvol", id])?["status"].clone();
+        let now = json!([status["inSync"], status["array"], cluster.replicas(id)?]);
+        if now != before {
+            (begin, before) = (Instant::now(), now);
+        }
+        ensure!(begin.elapsed() < PATIENCE, "{copies} copies of {id} in sync: nothing new for {PATIENCE:?}: {before}");
+        std::thread::sleep(Duration::from_secs(1));
     }
     Ok(())
 }

@@ -60,9 +60,9 @@ const SEEDS: u64 = 40;
 /// Seeds at most for each mutant that a kept seed has seen: that one comes first, and a change of the code may move it.
 const MUTANT_SEEDS: u64 = 100;
 
-/// The scenarios that have been seen to pass. `cargo xtask vm scenarios` runs those in the making as well.
-const SCENARIOS: &str =
-    "api-cut,storage-cut,bad-input,foreign-drives,agent-killed,consumer-rebooted,object-deleted,crd-deleted";
+/// The scenarios that are short: minutes together. `cargo xtask vm scenarios` runs the long ones as well.
+const SCENARIOS: &str = "api-cut,storage-cut,cable-flap,bad-input,foreign-drives,agent-killed,consumer-rebooted,\
+                         object-deleted,crd-deleted";
 
 /// The kernel of the guests: Debian's stable one.
 const DEFAULT_KERNEL: &str = "6.12";
