@@ -31,6 +31,7 @@ fn ids(numbers: &[u32]) -> BTreeSet<ReplicaId> {
 fn recorded(epoch: Epoch, set: &[u32], copies: &[u32]) -> VolumeRecord {
     let replica = |n: &u32| {
         let record = ReplicaRecord {
+            granted: None,
             node: NodeName(format!("node-{n}")),
             wanted: true,
             partition_bytes: 1 << 30,

@@ -333,6 +333,9 @@ fn copy_report(
             volume_name: copy.volume.clone(),
             // Which of two slots was newer plays no part any more.
             sequence: 0,
+            // The consumer's agent reads these marks from the drive itself.
+            tainted: None,
+            unflushed: None,
         },
         member: copy.superblock.as_ref().map(member).transpose()?,
         holders: copy.holders.iter().cloned().collect(),

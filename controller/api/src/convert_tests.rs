@@ -131,6 +131,8 @@ fn garbage_names_field_value_and_what_is_allowed() {
 #[test]
 fn a_copy_reads_back_from_its_drives_object() {
     let record = EpochRecord {
+        tainted: None,
+        unflushed: None,
         volume: VolumeId(Uuid::from_u128(7)),
         cluster: ClusterId(Uuid::from_u128(8)),
         replica: ReplicaId(1),

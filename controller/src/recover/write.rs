@@ -140,6 +140,7 @@ async fn missing_replicas(context: &Context, picture: &VolumePicture, proposal: 
             continue;
         }
         let spec = ReplicaSpec {
+            recovery: None,
             volume: picture.name.clone(),
             volume_id: picture.volume.to_string(),
             cluster_id: copy.record.cluster.to_string(),

@@ -4,7 +4,6 @@
 //! Called by `meshstor-demo scenarios`. All run in one cluster, one after the other; each leaves it as it found it.
 
 use crate::cluster::{Cluster, wait};
-use crate::csi::Wanted;
 use crate::cuts;
 use crate::follows;
 use crate::inputs;

@@ -24,8 +24,7 @@ use crate::id::{ExportKey, Nqn, ReplicaKey};
 use crate::ops::Changed;
 use configfs::{group, link, ungroup, unlink};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -228,7 +227,7 @@ fn namespace(op: &str, paths: &Paths, wanted: &Wanted) -> Result<Changed> {
     if right && paths.enabled() {
         return Ok(created);
     }
-    exclusive(op, &wanted.device)?;
+    device::exclusive(op, &wanted.device)?;
     // Attributes are immutable while enabled; nothing is linked here, so nobody notices.
     attr::set(op, &paths.namespace.join("enable"), "0")?;
     let uuid = wanted.key.namespace_uuid();
@@ -239,19 +238,6 @@ fn namespace(op: &str, paths: &Paths, wanted: &Wanted) -> Result<Changed> {
     }
     attr::write(op, &paths.namespace.join("enable"), "1")?;
     Ok(Changed::Yes)
-}
-
-/// nvmet opens the backing device without a claim (io-cmd-bdev.c `nvmet_bdev_ns_enable`), so it would export a
-/// partition that an array on this node writes to. Looking once before enabling closes all but a race with ourselves.
-fn exclusive(op: &str, device: &str) -> Result<()> {
-    let flags = nix::fcntl::OFlag::O_EXCL | nix::fcntl::OFlag::O_CLOEXEC;
-    match OpenOptions::new().read(true).custom_flags(flags.bits()).open(device) {
-        Ok(_) => Ok(()),
-        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => {
-            Err(KernelError::wait(op, device, "something on this node holds the partition (an array, a mount)"))
-        }
-        Err(e) => Err(KernelError::io(op, device, &e)),
-    }
 }
 
 /// Allows exactly one host. Called only while no port is linked.

@@ -8,11 +8,12 @@
 //! Called by `nvmet`. It never removes a link: they lie in a file system that a boot empties.
 
 use super::Paths;
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 use crate::linux::attr;
 use crate::linux::root::{Root, failed};
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Folder of the links, below `/run`.
@@ -28,6 +29,19 @@ pub(super) fn named(root: &Root, op: &str, device: &str) -> Result<String> {
     match std::os::unix::fs::symlink(device, &link) {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(failed(op, &link, &e)),
         _ => Ok(attr::show(&link)),
+    }
+}
+
+/// nvmet opens the backing device without a claim (io-cmd-bdev.c `nvmet_bdev_ns_enable`), so it would export a
+/// partition that an array on this node writes to. Looking once before enabling closes all but a race with ourselves.
+pub(super) fn exclusive(op: &str, device: &str) -> Result<()> {
+    let flags = nix::fcntl::OFlag::O_EXCL | nix::fcntl::OFlag::O_CLOEXEC;
+    match OpenOptions::new().read(true).custom_flags(flags.bits()).open(device) {
+        Ok(_) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => {
+            Err(KernelError::wait(op, device, "something on this node holds the partition (an array, a mount)"))
+        }
+        Err(e) => Err(KernelError::io(op, device, &e)),
     }
 }
 
