@@ -164,13 +164,11 @@ pub(crate) fn conditions(
             set("Ready", status, reason, &message);
         }
     }
-    match record {
-        Ok(record) if takeover_waits(record) => {
-            if attached_for >= TAKEOVER_PATIENCE {
-                set(TAKEOVER, false, "AwaitingFence", &awaited_exports(record));
-            }
+    match record.ok().filter(|record| takeover_waits(record)) {
+        Some(record) if attached_for >= TAKEOVER_PATIENCE => {
+            set(TAKEOVER, false, "AwaitingFence", &awaited_exports(record));
         }
-        _ if old.iter().any(|condition| condition.type_ == TAKEOVER) => set(TAKEOVER, true, "Healthy", ""),
+        None if old.iter().any(|condition| condition.type_ == TAKEOVER) => set(TAKEOVER, true, "Healthy", ""),
         _ => {}
     }
     list.retain(|condition| !old.contains(condition));
