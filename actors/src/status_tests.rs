@@ -182,3 +182,19 @@ fn the_writer_ends_with_the_board() {
         assert!(!writer.connected());
     });
 }
+
+#[test]
+fn another_object_of_the_same_name_is_not_written_to() {
+    paused(async {
+        let rig = Rig::new();
+        rig.put(kernel("6.12"));
+        pass(1.0).await;
+        let uid = rig.node()["metadata"]["uid"].as_str().unwrap().to_string();
+        rig.put(Put { uid: Some("of one that was deleted".into()), ..kernel("of another one") });
+        pass(60.0).await;
+        assert_eq!(rig.node()["status"]["kernel"], "6.12");
+        rig.put(Put { uid: Some(uid), ..kernel("6.18") });
+        pass(60.0).await;
+        assert_eq!(rig.node()["status"]["kernel"], "6.18");
+    });
+}

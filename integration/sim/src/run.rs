@@ -13,6 +13,9 @@ use std::rc::Rc;
 /// 30 s, a quarantined actor (600 s) and a whole resync of each volume fit in.
 const COME_RIGHT: f64 = 900.0;
 
+/// And then all copies: one that kept leaving is kept out for a quarter of an hour at most (`actors/plan/src/array/flap.rs`).
+const WHOLE: f64 = 900.0 + COME_RIGHT;
+
 /// A whole resync of the volumes at the rate of the simulation (1 GiB at 32 MiB/s), with room to spare.
 const SYNCED: f64 = 120.0;
 
@@ -88,7 +91,7 @@ async fn settle(cluster: &Rc<Cluster>, lives: &[Rc<Life>]) -> Vec<String> {
         failures.extend(life.come_right(COME_RIGHT).await.err());
     }
     let whole = |life: &Rc<Life>| oracle::in_sync(cluster, &life.name).len() == life.copies as usize;
-    for _ in 0..COME_RIGHT as u64 {
+    for _ in 0..WHOLE as u64 {
         if lives.iter().all(whole) {
             break;
         }
