@@ -316,8 +316,8 @@ fn remote(
     Plan::step(op, report(look))
 }
 
-/// The number that this very export has in the kernel or was reported with before, or a free one. The search starts at a place that depends on the
-/// export, so that exports made at the same time on one node seldom want the same number.
+/// The number that this very export has in the kernel or was reported with before, or a free one. The search starts at a
+/// place that depends on the export, so that exports made at the same time on one node seldom want the same number.
 fn choose_port(export: ExportKey, wish: &ExportWish, look: &ExportLook) -> Option<u16> {
     let here = look.exports.entries.get(&export).and_then(|e| e.ports.first().or(e.unlinked_ports.first()));
     if let Some(listen) = here {
