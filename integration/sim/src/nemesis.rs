@@ -45,8 +45,15 @@ enum Harm {
     ObjectGone,
     SetAbsent,
     RolledBack,
+    /// A sequence: the consumer's record goes silent, another node gets out of its reach, then its power is cut. Whatever
+    /// it acknowledged in between without the record is on no other copy.
+    Forsaken,
 }
 
+/// Told apart from what the seed draws otherwise: a kind that is drawn by itself leaves all earlier seeds what they were.
+const APART: u64 = 0x666f_7273_616b_656e;
+
+/// Kinds of which a run draws a part.
 const ALL: [Harm; 29] = [
     Harm::Cut,
     Harm::CutOneWay,
@@ -117,6 +124,9 @@ impl Nemesis {
         let few = rng.bool();
         let mut kinds: Vec<Harm> =
             ALL.into_iter().filter(|_| if few { rng.usize(..7) == 0 } else { rng.bool() }).collect();
+        if Rng::with_seed(rng.get_seed() ^ APART).usize(..6) == 0 {
+            kinds.push(Harm::Forsaken);
+        }
         if kinds.is_empty() {
             kinds.push(Harm::PowerCut);
         }
@@ -236,6 +246,7 @@ impl Nemesis {
             Harm::PowerCut | Harm::ShutDown | Harm::Freeze | Harm::KillAgent => {
                 return self.down(kind, &node, time).await;
             }
+            Harm::Forsaken => return self.forsake(&node, &other, time).await,
             Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => return,
         }
         pass(time).await;
@@ -314,6 +325,24 @@ impl Nemesis {
         }
         if kind == Harm::RolledBack {
             self.down.borrow_mut().clear();
+        }
+    }
+
+    /// See [`Harm::Forsaken`]. The cut lasts longer than a lost member is waited for.
+    async fn forsake(&self, node: &str, other: &str, time: f64) {
+        if node == other {
+            return;
+        }
+        self.cluster.api_link(node, Link::Hang);
+        self.cluster.world.cut(node, other);
+        pass(self.between(7.0, 16.0)).await;
+        if !self.over.get() {
+            self.down(Harm::PowerCut, node, time + 20.0).await;
+        }
+        if !self.over.get() {
+            self.cluster.api_link(node, Link::Up);
+            self.cluster.world.heal(node, other);
+            self.say(format!("Forsaken {node} {other} is over"));
         }
     }
 
