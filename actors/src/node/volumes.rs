@@ -118,9 +118,13 @@ impl NodeActor {
         }
         let going = Going::Up(target.clone());
         self.head_for(name, volume, going);
-        self.arrays.want(&volume, Some(ArrayWish { volume, staged: true }));
-        if target.is_some() {
-            // Whoever asks must not be told what was true before a mount died.
+        let array = Some(ArrayWish { volume, staged: true });
+        if target.is_none() {
+            self.arrays.want(&volume, array);
+        } else {
+            // Whoever asks must not be told what was true before a mount died, or before the volume was attached anew: the
+            // mount of a former epoch lives until its array is deposed (simulator, seed 221).
+            self.arrays.want_afresh(&volume, array);
             self.stages.want_afresh(&volume, Some(StageWish { volume, target }));
         }
         self.advance(volume)
@@ -188,10 +192,15 @@ impl NodeActor {
         };
         let stage = self.stages.current(&volume);
         let mounted = stage.as_ref().is_some_and(|stage| stage.failing.is_none() && stage.status.ready);
-        if let (true, Some(target)) = (mounted, target) {
+        let array = self.arrays.current(&volume);
+        // A record in doubt stops nothing: what runs is as good as before.
+        let runs = array.as_ref().is_some_and(|array| {
+            let doubt = matches!(array.status.reason, Some(Reason::EpochRegressed { .. } | Reason::RecordLost { .. }));
+            array.failing.is_none() && (array.status.phase == ArrayPhase::Active || doubt)
+        });
+        if let (true, true, Some(target)) = (mounted, runs, target) {
             return (VolumeState::Staged(target), None);
         }
-        let array = self.arrays.current(&volume);
         let of_array = array.filter(|a| a.failing.is_some() || a.status.phase != ArrayPhase::Active);
         let of_array = of_array.and_then(|a| match a.failing {
             Some(failing) => Some((failing.reason, failing.class)),
