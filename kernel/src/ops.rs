@@ -310,6 +310,8 @@ impl Op {
     pub fn deadline(&self) -> Duration {
         match self {
             // Zeroing runs at the drive's pace: 64 GiB at 500 MB/s and some.
+            // Microseconds, unless MD's mutex is taken; then what it was to make time for must not wait for it.
+            Op::FreezeWrites { .. } => Duration::from_secs(2),
             Op::BlankPartition { .. } | Op::RemovePartition { .. } => Duration::from_secs(300),
             // The drain waits for the backing drive, whose own command timeout is 30 s, twice.
             Op::Fence { .. } => Duration::from_secs(70),

@@ -130,6 +130,8 @@ pub struct ArrayLook {
     /// Devices whose re-add failed since the array was last whole: MD knows more of its bitmap than the disks show (which
     /// events it has cleared, which numbers are taken), and refuses the same again for ever.
     pub re_add_failed: BTreeSet<String>,
+    /// Writes could not be frozen, or not in time, since the record was last changed.
+    pub freeze_failed: bool,
 }
 
 /// How far an array is.

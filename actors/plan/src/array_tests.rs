@@ -158,6 +158,7 @@ fn look() -> ArrayLook {
         waiting_for: Duration::ZERO,
         merged: BTreeSet::new(),
         re_add_failed: BTreeSet::new(),
+        freeze_failed: false,
     }
 }
 
@@ -426,6 +427,9 @@ fn a_member_the_kernel_failed_is_recorded_with_writes_frozen() {
     at.member("nvme3n1").flags = ["faulty".to_string()].into();
     at.array().degraded = 1;
     assert_eq!(at.name(), "freeze-writes");
+    at.0.freeze_failed = true;
+    assert_eq!(at.name(), "record-shrink", "the record does not wait for a freeze that hangs");
+    at.0.freeze_failed = false;
     at.member("nvme0n1p1").flags.insert("blocked".into());
     assert_eq!(at.name(), "record-shrink");
     at.record().in_sync = Some(ids(&[0]));

@@ -30,6 +30,7 @@ pub struct ArrayWorld {
     own: RefCell<BTreeMap<ReplicaKey, (ExportKey, Candidate)>>,
     /// Devices whose re-add failed since then.
     re_add_failed: RefCell<BTreeSet<String>>,
+    freeze_failed: Cell<bool>,
 }
 
 impl ArrayWorld {
@@ -43,6 +44,7 @@ impl ArrayWorld {
             merged: RefCell::default(),
             own: RefCell::default(),
             re_add_failed: RefCell::default(),
+            freeze_failed: Cell::new(false),
         }
     }
 
@@ -155,6 +157,7 @@ impl World<Array> for ArrayWorld {
             waiting_for,
             merged: self.merged.borrow().clone(),
             re_add_failed: self.re_add_failed.borrow().clone(),
+            freeze_failed: self.freeze_failed.get(),
         };
         if staged {
             self.probe(&mut look).await;
@@ -169,13 +172,22 @@ impl World<Array> for ArrayWorld {
                 if let (Op::ReAddMember { device, .. }, Err(_)) = (op, &result) {
                     self.re_add_failed.borrow_mut().insert(device.clone());
                 }
+                if let Op::FreezeWrites { frozen: true, .. } = op {
+                    self.freeze_failed.set(result.is_err());
+                }
                 let changed = result?;
                 if let Op::MergeBitmap { chunks, .. } = op {
                     self.merged.borrow_mut().extend(chunks);
                 }
                 Ok(changed)
             }
-            Step::Record(op) => self.apply_to_record(op).await,
+            Step::Record(op) => {
+                let result = self.apply_to_record(op).await;
+                if result.is_ok() {
+                    self.freeze_failed.set(false);
+                }
+                result
+            }
         }
     }
 }

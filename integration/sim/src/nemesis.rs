@@ -45,15 +45,13 @@ enum Harm {
     ObjectGone,
     SetAbsent,
     RolledBack,
-    /// A sequence: the consumer's record goes silent, another node gets out of its reach, then its power is cut. Whatever
-    /// it acknowledged in between without the record is on no other copy.
+    /// The consumer's record goes silent, another node gets out of its reach, then its power is cut.
     Forsaken,
 }
 
 /// Told apart from what the seed draws otherwise: a kind that is drawn by itself leaves all earlier seeds what they were.
 const APART: u64 = 0x666f_7273_616b_656e;
 
-/// Kinds of which a run draws a part.
 const ALL: [Harm; 29] = [
     Harm::Cut,
     Harm::CutOneWay,
@@ -153,6 +151,8 @@ impl Nemesis {
     /// Ends it all: what is still broken is made whole now.
     pub async fn end(&self) {
         self.over.set(true);
+        // A node that is shutting down is up for another second.
+        pass(2.0).await;
         let world = &self.cluster.world;
         world.set_rates(FaultRates::default());
         world.heal_all();

@@ -187,6 +187,11 @@ impl State {
     pub(super) fn shut_down(&mut self, node: usize) {
         if self.nodes[node].up && !self.nodes[node].stopping {
             self.nodes[node].stopping = true;
+            // Programs end before devices do: only what other nodes asked for meets the dead drives.
+            let arrays: Vec<u64> = self.arrays.iter().filter(|(_, a)| a.node == node).map(|(id, _)| *id).collect();
+            for array in arrays {
+                self.kill_callers(array);
+            }
             self.say(node, "shuts down: drives gone, network answers");
             self.after(SHUTDOWN_TAIL, node, What::Off);
         }

@@ -98,7 +98,7 @@ impl State {
 
     /// The array and the mount point by which an application gets at a volume.
     fn way_in(&self, node: usize, volume: VolumeId, ask: Ask) -> Result<(u64, String, bool), IoError> {
-        if !self.nodes[node].up {
+        if !self.nodes[node].up || self.nodes[node].stopping {
             return Err(IoError::NodeDown);
         }
         let array = self.array_of(node, volume).ok_or(IoError::NotMounted)?;

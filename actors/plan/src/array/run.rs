@@ -77,7 +77,9 @@ fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
         return Some(freeze_all(record, gone, array, look));
     };
     let reason = Some(Reason::Degraded { missing: [gone].into() });
-    if !frozen(array) && !mutant::on(Mutant::DropBeforeRecord) {
+    // A freeze can wait for MD's mutex. The record must not wait for the freeze: every second of that is acknowledged on
+    // copies that the record does not tell from the lost one (simulator, seed 393).
+    if !frozen(array) && !look.freeze_failed && !mutant::on(Mutant::DropBeforeRecord) {
         let op = Op::FreezeWrites { volume: record.volume, component, frozen: true };
         return Some(Plan::step(op, in_use(look, reason)));
     }
