@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use meshstor_api::patch::{self, CasError};
 use meshstor_api::{MeshStorNodeDevice, MeshStorReplica, MeshStorVolume};
-use meshstor_kernel::id::NodeName;
+use meshstor_kernel::id::{NodeName, VolumeId};
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Changed;
 use meshstor_plan::record::RecordOp;
@@ -58,6 +58,14 @@ impl Server {
     {
         let api: Api<K> = Api::all(self.client.clone());
         self.ask(|| format!("reading {} {name}", K::kind(&())), api.get_opt(name)).await
+    }
+
+    /// The name of the object of a volume that is known by its identity alone; `None` when the server has no such volume.
+    pub async fn name_of(&self, volume: VolumeId) -> Result<Option<String>, Failure> {
+        let api: Api<MeshStorVolume> = Api::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.volumeID={volume}"));
+        let list = self.ask(|| format!("looking for volume {volume}"), api.list(&params)).await?;
+        Ok(list.items.into_iter().find_map(|object| object.metadata.name))
     }
 
     /// All replicas of a volume.

@@ -158,9 +158,15 @@ impl Env {
 
     /// Reads a volume's record by quorum.
     pub async fn read_record(&self, volume: VolumeId) -> Reading {
-        let Some(name) = self.book.borrow().volumes.get(&volume).cloned() else {
-            // Nothing that was read so far gave its name: the server has to be heard first.
-            return Reading { look: RecordLook::Unreachable, stored: None };
+        let known = self.book.borrow().volumes.get(&volume).cloned();
+        let name = match known {
+            Some(name) => name,
+            // An array found without a mount does not say its name (simulator, seed 1353).
+            None => match self.server.name_of(volume).await {
+                Ok(Some(name)) => self.book.borrow_mut().volumes.entry(volume).or_insert(name).clone(),
+                Ok(None) => return Reading { look: RecordLook::Missing, stored: None },
+                Err(_unreachable) => return Reading { look: RecordLook::Unreachable, stored: None },
+            },
         };
         match futures::join!(self.server.get::<MeshStorVolume>(&name), self.server.replicas_of(&name)) {
             (Ok(None), _) => Reading { look: RecordLook::Missing, stored: None },

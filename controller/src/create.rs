@@ -128,6 +128,7 @@ impl Create {
             local_copy: local_copy(parameters.local_copy),
             relocation_delay_seconds: parameters.relocation_delay.map(seconds),
             dismissed: Vec::new(),
+            next_replica: 0,
             attachment: Attachment::default(),
             deletion_requested: None,
         };

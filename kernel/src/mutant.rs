@@ -14,8 +14,6 @@ pub enum Mutant {
     TrustStaleCopy,
     /// A returning copy is re-added by bitmap without merging its own (rule 6, F1).
     ReAddWithoutMerge,
-    /// At assembly the bitmap of one member is believed (rule 6, F1).
-    UnionSkipped,
     /// The activation records the old set, not the active members (rule 4, F4).
     ActivateOldSet,
     /// A member counts as in sync from the moment it is added (rule 3, F15).
@@ -56,15 +54,18 @@ pub enum Mutant {
     NoLookAfterFailure,
     /// Only hints make an actor look: a lost one is lost.
     HintsOnly,
+    /// A copy that is to leave is wiped while it is in the set.
+    RetiredIsWiped,
+    /// The number of a copy whose object was lost is given to a new one.
+    NumberUsedAgain,
 }
 
 impl Mutant {
     /// All of them, in the order of the list above.
-    pub const ALL: [Mutant; 24] = [
+    pub const ALL: [Mutant; 25] = [
         Mutant::DropBeforeRecord,
         Mutant::TrustStaleCopy,
         Mutant::ReAddWithoutMerge,
-        Mutant::UnionSkipped,
         Mutant::ActivateOldSet,
         Mutant::GrowBeforeProof,
         Mutant::DropCalledOff,
@@ -85,6 +86,8 @@ impl Mutant {
         Mutant::AbsentIsAll,
         Mutant::NoLookAfterFailure,
         Mutant::HintsOnly,
+        Mutant::RetiredIsWiped,
+        Mutant::NumberUsedAgain,
     ];
 
     /// Its name on the command line: `drop-before-record`.

@@ -195,6 +195,8 @@ impl Machine for Array {
         }
         let record = match &look.record {
             RecordLook::Fresh(record) => record,
+            // Nobody can publish what has no object, and nothing on a drive changes when an unused array stops.
+            RecordLook::Missing if unused(look) => return stop::release(wish.volume, look),
             RecordLook::Missing => return run::unrecorded(wish.volume, look, Reason::VolumeMissing),
             RecordLook::Unreachable => return run::unrecorded(wish.volume, look, Reason::ApiUnreachable),
         };
@@ -218,6 +220,14 @@ impl Machine for Array {
             }
             Some(array) => run::keep(record, array, look),
         }
+    }
+}
+
+/// Whether there is an array or what is left of one, and nothing in the way of letting go of it.
+fn unused(look: &ArrayLook) -> bool {
+    match &look.array {
+        Some(array) => array.mounts.is_empty() && array.holders.is_empty(),
+        None => !look.connections.is_empty(),
     }
 }
 

@@ -408,6 +408,7 @@ fn what_the_record_does_not_name_takes_no_writes_when_the_last_recorded_copy_fai
     at.member("nvme0n1p1").flags = ["faulty".to_string()].into();
     assert_eq!((at.name(), at.reason()), ("freeze-writes", "LastCopyFrozen"));
     at.member("nvme3n1").flags.insert("blocked".into());
+    at.array().mounts.insert("/pod".into());
     assert_eq!((at.name(), at.reason()), ("rest", "LastCopyFrozen"));
 }
 
@@ -565,7 +566,40 @@ fn a_record_that_went_back_in_time_deposes_nobody() {
 fn a_missing_object_is_served_on() {
     let mut at = At::healthy();
     at.0.record = RecordLook::Missing;
+    at.array().mounts.insert("/pod".into());
     assert_eq!((at.name(), at.reason(), at.plan().status.phase), ("rest", "VolumeMissing", ArrayPhase::Active));
+    at.array().mounts.clear();
+    at.array().holders.insert("dm-0".into());
+    assert_eq!(at.name(), "rest");
+    // What nothing uses is let go: nobody else would, once the volume is deleted (simulator, seed 1353).
+    at.array().holders.clear();
+    assert_eq!(at.name(), "stop-array");
+    at.0.array = None;
+    assert_eq!(at.name(), "disconnect");
+}
+
+#[test]
+fn an_array_that_lost_its_last_copy_begins_anew_once_nothing_uses_it() {
+    let mut at = At::healthy();
+    at.array().state = "broken".into();
+    at.array().mounts.insert("/pod".into());
+    assert_ne!(at.name(), "stop-array");
+    at.array().mounts.clear();
+    assert_eq!((at.name(), at.reason()), ("stop-array", "LastCopyFrozen"));
+    // The device of the copy went and came back under another name (simulator, seed 1273).
+    at.array().state = "active".into();
+    assert_ne!(at.name(), "stop-array");
+    let lost: Vec<String> = at.array().members.keys().cloned().collect();
+    for (number, name) in lost.into_iter().enumerate() {
+        let member = at.array().members.remove(&name).unwrap();
+        at.array().members.insert(format!("gone{number}"), member);
+    }
+    // Somebody may have it open without a mount: no more writes first.
+    assert_eq!((at.name(), at.reason()), ("freeze-writes", "LastCopyFrozen"));
+    at.array().members.values_mut().for_each(|member| drop(member.flags.insert("blocked".into())));
+    assert_eq!((at.name(), at.reason()), ("stop-array", "LastCopyFrozen"));
+    at.array().holders.insert("dm-0".into());
+    assert_eq!((at.name(), at.reason()), ("rest", "LastCopyFrozen"));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Publishing into pods: a bind of a living staging mount. A dead one is staged again first, because kubelet may skip
-//! NodeStageVolume when it believes the device is still mounted (K4.3).
+//! NodeStageVolume when it believes the device is still mounted (K4.3); so is one of an earlier attachment.
 
 use super::usage::Usage;
 use super::{Inner, stage, text};
@@ -18,7 +18,7 @@ pub(super) async fn publish(inner: &Inner, key: &str, request: &NodePublishVolum
     // Twice: the staging mount may die between the look and the bind.
     for _ in 0..2 {
         let mounted = inner.mounted(&request.staging_target_path).await?;
-        let Some(mounted) = mounted.filter(|mounted| mounted.alive) else {
+        let Some(mounted) = mounted.filter(|mounted| stage::current(mounted, request.publish_context)) else {
             stage::stage(inner, key, &stage_again(request)).await?;
             continue;
         };

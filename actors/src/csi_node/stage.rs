@@ -5,11 +5,11 @@
 use super::{Inner, text};
 use crate::csi_codes::{self, Verdict};
 use crate::failure::Failure;
-use crate::node::messages::{StageVolume, UnstageVolume};
+use crate::node::messages::{Mounted, StageVolume, UnstageVolume};
 use crate::node::{VolumeState, VolumeView};
 use kube::Api;
 use meshstor_api::MeshStorVolume;
-use meshstor_csi::request::NodeStageVolume;
+use meshstor_csi::request::{NodeStageVolume, PublishContext};
 use meshstor_kernel::id::VolumeId;
 use std::path::Path;
 use std::time::Duration;
@@ -73,8 +73,8 @@ fn sentence(volume: &str, view: &VolumeView) -> String {
     }
 }
 
-/// The volume's own identity, when it may be staged here. `None`: it is mounted and alive already, and the API server
-/// cannot be asked. Waits for an API server that does not answer.
+/// The volume's own identity, when it may be staged here. `None`: it is mounted and alive already in this epoch, and the API
+/// server cannot be asked. Waits for an API server that does not answer.
 async fn identify(inner: &Inner, key: &str, request: &NodeStageVolume) -> Result<Option<VolumeId>, Status> {
     let name = &request.volume_id;
     let api: Api<MeshStorVolume> = Api::all(inner.client.clone());
@@ -92,12 +92,19 @@ async fn identify(inner: &Inner, key: &str, request: &NodeStageVolume) -> Result
             Err(_elapsed) => "the API server does not answer".to_string(),
         };
         let mounted = inner.mounted(&request.staging_target_path).await?;
-        if mounted.is_some_and(|mounted| mounted.alive && mounted.view.is_some()) {
+        if mounted.is_some_and(|mounted| current(&mounted, request.publish_context)) {
             return Ok(None);
         }
         inner.say(key, format!("{name}: {error}"));
         tokio::time::sleep(API_AGAIN).await;
     }
+}
+
+/// Whether a mount is alive and of the attachment that is asked for, or of a later one: that of an earlier one may be
+/// what is left of a consumer that was fenced and has not heard of it (simulator, seed 1026).
+pub(super) fn current(mounted: &Mounted, context: PublishContext) -> bool {
+    let epoch = mounted.view.as_ref().and_then(|view| view.epoch);
+    mounted.alive && context.attach_epoch.is_some_and(|floor| epoch >= Some(floor))
 }
 
 /// The volume's identity or the refusal, or what to wait for.

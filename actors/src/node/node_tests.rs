@@ -112,6 +112,19 @@ fn a_volume_is_let_go_without_the_api_server() {
 }
 
 #[test]
+fn without_the_api_server_a_mount_answers_for_its_own_attachment_only() {
+    paused(async {
+        let (rig, epoch) = Rig::staged(&["a", "b"]).await;
+        rig.store.faults().set_link("a", meshstor_memstore::Link::Hang);
+        rig.stage("a", epoch, 10).await.unwrap();
+        rig.publish("a", epoch, "/pods/1").await.unwrap();
+        // Attached elsewhere and here again meanwhile: what is mounted is what was before (simulator, seed 1026).
+        assert_eq!(rig.stage("a", epoch + 2, 10).await.unwrap_err().code(), tonic::Code::DeadlineExceeded);
+        assert_eq!(rig.publish("a", epoch + 2, "/pods/2").await.unwrap_err().code(), tonic::Code::DeadlineExceeded);
+    });
+}
+
+#[test]
 fn an_object_that_is_gone_changes_nothing_on_the_drive() {
     paused(async {
         let (rig, _) = Rig::staged(&["a", "b"]).await;

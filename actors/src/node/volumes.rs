@@ -34,6 +34,8 @@ pub struct VolumeView {
     pub state: VolumeState,
     /// What it waits for, and whether trying again can help.
     pub waits: Option<(Reason, Class)>,
+    /// The epoch that its array runs under, as last looked at; `None` while none runs.
+    pub epoch: Option<u64>,
 }
 
 /// How far a volume is.
@@ -155,7 +157,7 @@ impl NodeActor {
             }
             return;
         }
-        let view = VolumeView { wish: 1, state: VolumeState::Staging, waits: None };
+        let view = VolumeView { wish: 1, state: VolumeState::Staging, waits: None, epoch: None };
         let staged = Staged {
             name: name.to_string(),
             wish: 1,
@@ -173,8 +175,10 @@ impl NodeActor {
         self.wire(volume);
         let down = matches!(self.volumes.get(&volume).map(|s| &s.going), Some(Going::Down));
         let (state, waits) = if down { self.advance_down(volume) } else { self.look_up(volume) };
+        let array = self.arrays.current(&volume).filter(|array| array.status.phase == ArrayPhase::Active);
+        let epoch = array.map(|array| array.status.epoch);
         let Some(staged) = self.volumes.get(&volume) else { return gone() };
-        let view = VolumeView { wish: staged.wish, state, waits };
+        let view = VolumeView { wish: staged.wish, state, waits, epoch };
         let receiver = staged.view.subscribe();
         let finished = view.state == VolumeState::Gone;
         staged.view.send_if_modified(|now| std::mem::replace(now, view.clone()) != view);
@@ -312,10 +316,10 @@ impl NodeActor {
 
 /// What those get to see who ask an agent that ends: a channel that closes.
 fn ending() -> watch::Receiver<VolumeView> {
-    watch::channel(VolumeView { wish: 0, state: VolumeState::Releasing, waits: None }).1
+    watch::channel(VolumeView { wish: 0, state: VolumeState::Releasing, waits: None, epoch: None }).1
 }
 
 /// A view of a volume that this node holds nothing of.
 fn gone() -> watch::Receiver<VolumeView> {
-    watch::channel(VolumeView { wish: 0, state: VolumeState::Gone, waits: None }).1
+    watch::channel(VolumeView { wish: 0, state: VolumeState::Gone, waits: None, epoch: None }).1
 }

@@ -208,10 +208,21 @@ pub fn dismissal(
     let mut draft = volume_draft(stored)?;
     draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
     let mut dismissed: BTreeSet<ReplicaId> = stored.spec.dismissed.iter().filter_map(|id| id.parse().ok()).collect();
-    let highest = dismissed.last().copied();
-    dismissed.retain(|id| existing.contains(id) || Some(*id) == highest);
+    dismissed.retain(|id| existing.contains(id));
     dismissed.insert(replica);
     draft.add("/spec/dismissed", json!(dismissed));
+    Ok(draft.finish())
+}
+
+/// The number of a copy to be made is used up, for the main endpoint. Numbers never go back.
+pub fn numbered(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, PatchError> {
+    let (object, used) = (name(&stored.metadata), stored.spec.next_replica);
+    if replica.0 < used {
+        return Err(PatchError::NumberUsed { object, replica, next: used });
+    }
+    let mut draft = volume_draft(stored)?;
+    draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    draft.add("/spec/nextReplica", json!(replica.0.saturating_add(1)));
     Ok(draft.finish())
 }
 

@@ -325,15 +325,28 @@ fn a_copy_is_let_go_only_outside_of_the_set_and_growing_sees_it() {
 }
 
 #[test]
-fn of_copies_let_go_those_without_an_object_are_forgotten_but_no_number_comes_twice() {
+fn no_number_of_a_copy_comes_twice() {
+    let document = document();
+    let patch = numbered(&typed(&document), ReplicaId(4)).unwrap();
+    let mut now = apply(&patch, &document).unwrap();
+    assert_eq!(now["spec"]["nextReplica"], json!(5));
+    now["metadata"]["resourceVersion"] = json!("8");
+    assert_eq!(apply(&patch, &now), None, "another controller was quicker");
+    let error = numbered(&typed(&now), ReplicaId(4)).unwrap_err();
+    assert_eq!(error, PatchError::NumberUsed { object: "pvc-1".into(), replica: ReplicaId(4), next: 5 });
+    assert_eq!(apply(&numbered(&typed(&now), ReplicaId(5)).unwrap(), &now).unwrap()["spec"]["nextReplica"], json!(6));
+}
+
+#[test]
+fn of_copies_let_go_those_without_an_object_are_forgotten() {
     let mut document = document();
     document["spec"]["dismissed"] = json!(["r3", "r4", "r12"]);
     let next = |existing: &[u32]| {
         let patch = dismissal(&typed(&document), ReplicaId(6), &ids(existing)).unwrap();
         apply(&patch, &document).unwrap()["spec"]["dismissed"].clone()
     };
-    assert_eq!(next(&[0, 4, 6]), json!(["r4", "r6", "r12"]));
-    assert_eq!(next(&[6]), json!(["r6", "r12"]));
+    assert_eq!(next(&[0, 4, 6]), json!(["r4", "r6"]));
+    assert_eq!(next(&[6]), json!(["r6"]));
     // What is left of their departures goes with the next change of the set.
     document["spec"]["dismissed"] = json!(["r4"]);
     let shrink = op(Change::Shrink { replica: ReplicaId(1), departure: LEFT, flap: FLAP });

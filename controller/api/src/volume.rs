@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
     status = "VolumeStatus",
     derive = "PartialEq",
     selectable = ".spec.attachment.consumer",
+    selectable = ".spec.volumeID",
     validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.inSync) || has(self.status) && has(self.status.inSync) && size(self.status.inSync) > 0").message("status.inSync: once recorded it is never removed or emptied; use meshstor recover"),
     printcolumn = r#"{"name":"Size","type":"integer","jsonPath":".spec.sizeBytes"}"#,
     printcolumn = r#"{"name":"Copies","type":"integer","jsonPath":".spec.replicaCount"}"#,
@@ -70,6 +71,11 @@ pub struct VolumeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub dismissed: Vec<String>,
+    /// The lowest number that no copy ever had. Raised before a copy is made, so that a number is never used twice, even
+    /// if the object of a copy was lost while its partition was not.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self >= oldSelf", "message": "spec.nextReplica never falls"}]))]
+    pub next_replica: u32,
     /// The recorded wish to destroy the volume's data. Only the DeleteVolume call of CSI writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_requested: Option<DeletionRequest>,

@@ -48,7 +48,7 @@ pub(super) async fn write(context: &Context, picture: &VolumePicture) -> Result<
         if !as_written || !has_set(&now, &proposal.in_sync) {
             return Ok(Written::Changed);
         }
-        let epoch = patch::recovered_epoch(&now, proposal)?;
+        let epoch = patch::recovered_epoch(&now, proposal, next_replica(picture))?;
         context.writer.patch::<MeshStorVolume>(name, Endpoint::Main, epoch).await?;
     }
     missing_replicas(context, picture, proposal).await?;
@@ -58,6 +58,11 @@ pub(super) async fn write(context: &Context, picture: &VolumePicture) -> Result<
     }
     announce(context, picture, stored.metadata.uid, reason, &message).await;
     Ok(Written::Done)
+}
+
+/// A number above those of all copies that were found.
+fn next_replica(picture: &VolumePicture) -> u32 {
+    picture.copies.iter().map(|copy| copy.record.replica.0.saturating_add(1)).max().unwrap_or(0)
 }
 
 fn has_set(volume: &MeshStorVolume, set: &BTreeSet<ReplicaId>) -> bool {
@@ -112,6 +117,7 @@ async fn create(
         local_copy: LocalCopy::Preferred,
         relocation_delay_seconds: Some(300),
         dismissed: Vec::new(),
+        next_replica: next_replica(picture),
         attachment: Attachment { epoch: proposal.epoch, ..Attachment::default() },
         deletion_requested: None,
     };

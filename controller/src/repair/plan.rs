@@ -12,6 +12,7 @@
 //! It never lets a copy go that is in the set: the consumer takes it out first, when enough others are complete.
 
 use meshstor_kernel::id::ReplicaId;
+use meshstor_kernel::mutant::{self, Mutant};
 use std::collections::BTreeMap;
 
 /// Why the controller retires a copy: the word in `spec.retiredBy`.
@@ -139,6 +140,11 @@ fn staying(view: &View) -> usize {
 /// Not while the consumer still has it as a member, which costs its writes a moment when the node lets go first.
 fn bury(view: &View) -> Option<Action> {
     let used = |copy: &CopyView| copy.used && view.consumer.is_some();
+    if mutant::on(Mutant::RetiredIsWiped)
+        && let Some(id) = find(view, |copy| copy.retiring && !copy.deleting)
+    {
+        return Some(Action::Bury(id));
+    }
     find(view, |copy| {
         !used(copy) && (copy.dismissed || copy.buried) && !copy.in_sync && !(copy.buried && copy.deleting)
     })

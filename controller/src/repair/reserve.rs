@@ -12,11 +12,13 @@ use crate::names;
 use crate::offers;
 use crate::reserve::{REFUSALS, reservation};
 use crate::telemetry;
-use crate::writer::Creation;
+use crate::writer::{Creation, Endpoint};
 use k8s_openapi::jiff::Timestamp;
+use meshstor_api::patch;
 use meshstor_api::replica::MeshStorReplica;
 use meshstor_api::volume::{LocalCopy, MeshStorVolume};
 use meshstor_kernel::id::{NodeName, ReplicaId};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::Reason;
 use meshstor_plan::placement::{self, Choice, Local, Request, Shortage};
 use std::collections::BTreeMap;
@@ -107,6 +109,8 @@ pub(super) async fn reserve(case: &Case<'_>, wanted: &Place) -> Result<Acted, Co
     };
     let Some(pick) = choice.picks.first() else { return Ok(Acted::Nothing) };
     let id = next(case);
+    let number = patch::numbered(case.volume, id)?;
+    case.context.writer.patch::<MeshStorVolume>(&case.record.name, Endpoint::Main, number).await?;
     let reservation = reservation(case.volume, id, pick);
     // Taken: another controller has seen the same; the next look shows it.
     if let Creation::Made(_) = case.context.writer.create(&reservation).await? {
@@ -117,14 +121,15 @@ pub(super) async fn reserve(case: &Case<'_>, wanted: &Place) -> Result<Acted, Co
     Ok(Acted::Done)
 }
 
-/// A number that no copy ever had, as far as anybody can tell.
+/// A number that no copy ever had: a partition whose object was lost must not meet another one of the same name.
 fn next(case: &Case<'_>) -> ReplicaId {
     let parsed = |text: &String| text.parse::<ReplicaId>().ok();
     let seen = case.seen.iter().filter_map(|replica| parsed(&replica.spec.replica));
     let dismissed = case.volume.spec.dismissed.iter().filter_map(parsed);
     let known = case.record.departures.keys().chain(case.in_sync).copied();
-    let highest = seen.chain(dismissed).chain(known).map(|id| id.0).max();
-    ReplicaId(highest.map_or(0, |id| id.saturating_add(1)))
+    let remembered = if mutant::on(Mutant::NumberUsedAgain) { 0 } else { case.volume.spec.next_replica };
+    let above = seen.chain(dismissed).chain(known).map(|id| id.0.saturating_add(1));
+    ReplicaId(above.chain([remembered]).max().unwrap_or(0))
 }
 
 /// The volume was deleted meanwhile: a copy made too late for the deletion to see must not stay.

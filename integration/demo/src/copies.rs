@@ -29,9 +29,9 @@ fn read(cluster: &Cluster, volume: &Volume, node: &str) -> Result<String> {
     let label = volume.data_id.get(..8).context("a volume id of more than eight digits")?;
     let script = format!(
         "p=$(lsblk -rno PATH,PARTLABEL | grep ' meshstor-{label}-' | cut -d' ' -f1); [ -b \"$p\" ] || exit 1; \
-         blockdev --flushbufs $p; mkdir -p /run/copy; l=$(losetup -r -f --show -o {DATA_OFFSET} $p) || exit 1; \
-         mount -t xfs -o ro,norecovery,nouuid $l /run/copy && /host/meshstor-demo read --file /run/copy/blocks; e=$?; \
-         umount /run/copy; losetup -d $l; exit $e"
+         blockdev --flushbufs $p; mkdir -p /run/copy-{label}; l=$(losetup -r -f --show -o {DATA_OFFSET} $p) || exit 1; \
+         mount -t xfs -o ro,norecovery,nouuid $l /run/copy-{label} && /host/meshstor-demo read --file /run/copy-{label}/blocks; e=$?; \
+         umount /run/copy-{label}; losetup -d $l; exit $e"
     );
     cluster.guest(node)?.ssh_checked(&script).with_context(|| format!("read the copy of {} on {node}", volume.id))
 }

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 const GIB: u64 = 1 << 30;
+const NODES: &str = "nodes";
 /// What every clock of a run says at its beginning.
 const BEGIN: i64 = 1_767_225_600;
 
@@ -43,6 +44,8 @@ pub struct Cluster {
     agents: RefCell<BTreeMap<String, Agent>>,
     id: ClusterId,
     origin: Instant,
+    /// The machine that broke for good, if one did.
+    lost: RefCell<Option<String>>,
 }
 
 impl Cluster {
@@ -69,7 +72,7 @@ impl Cluster {
         let names: Vec<String> = (0..nodes).map(|n| char::from(b'a' + n as u8).to_string()).collect();
         for name in &names {
             world.add_node(name, &[drive(SimDrive::new(&format!("serial-{name}"), 64 * GIB))]);
-            make_node(&store, name).await?;
+            register(&store, name).await?;
         }
         let ids = Arc::new(AtomicU64::new(1));
         let controllers = ["c1", "c2"].map(|name| controller(&store, name, origin, seed, ids.clone()));
@@ -81,6 +84,7 @@ impl Cluster {
             agents: RefCell::default(),
             id,
             origin,
+            lost: RefCell::default(),
         });
         actix::spawn(async move { world.run().await });
         names.iter().for_each(|name| cluster.start_agent(name));
@@ -127,6 +131,34 @@ impl Cluster {
         }
     }
 
+    /// Its Node object is there.
+    pub async fn register(&self, name: &str) {
+        let _there = register(&self.store, name).await;
+    }
+
+    /// Its Node object is deleted: an administrator gave the machine up.
+    pub fn unregister(&self, name: &str) {
+        self.store.force(NODES, "", name, None);
+    }
+
+    /// This machine broke, or is repaired (nothing).
+    pub fn lose(&self, name: Option<&str>) {
+        self.lost.replace(name.map(str::to_string));
+    }
+
+    /// Whether this is the machine that broke.
+    pub fn is_lost(&self, name: &str) -> bool {
+        self.lost.borrow().as_deref() == Some(name)
+    }
+
+    /// The machine that broke returns, with its drives as they were.
+    pub fn repair(&self) {
+        if let Some(name) = self.lost.take() {
+            self.world.power_on(&name);
+            self.start_agent(&name);
+        }
+    }
+
     /// What an agent's connection to the API server does.
     pub fn api_link(&self, client: &str, link: Link) {
         self.store.faults().set_link(client, link);
@@ -154,11 +186,14 @@ fn controller(store: &Store, name: &str, origin: Instant, seed: u64, ids: Arc<At
     service
 }
 
-async fn make_node(store: &Store, name: &str) -> anyhow::Result<()> {
-    let api: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(store.client_for("admin"));
-    let mut node = k8s_openapi::api::core::v1::Node::default();
-    node.metadata.name = Some(name.into());
-    api.create(&Default::default(), &node).await?;
+/// What kubelet does when its machine starts; where the object is there already, nothing.
+async fn register(store: &Store, name: &str) -> anyhow::Result<()> {
+    if store.get(NODES, "", name).is_none() {
+        let api: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(store.client_for("admin"));
+        let mut node = k8s_openapi::api::core::v1::Node::default();
+        node.metadata.name = Some(name.into());
+        api.create(&Default::default(), &node).await?;
+    }
     Ok(())
 }
 

@@ -3,12 +3,14 @@
 //! Each run draws which kinds of harm it knows (swarm testing: runs that lack one kind reach states that runs with all
 //! kinds never do). Called by `run`; it never touches data, and at the end makes everything whole.
 
+mod deeds;
+mod gone;
+
 use crate::cluster::{Cluster, pass};
 use crate::records::Records;
 use fastrand::Rng;
-use meshstor_kernel::facts::Transport;
-use meshstor_kernel::sim::{FaultRates, OpFault};
-use meshstor_memstore::{Fault, Link, Outcome, WatchEnd};
+use meshstor_kernel::sim::FaultRates;
+use meshstor_memstore::Link;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -47,9 +49,18 @@ enum Harm {
     RolledBack,
     /// The consumer's record goes silent, another node gets out of its reach, then its power is cut.
     Forsaken,
+    /// A power cut while writes have reached the near copy and not the far ones; back before anybody has lost patience.
+    Torn,
+    /// An operator wants a copy somewhere else.
+    Retired,
+    /// A machine without power is taken out of the cluster; it returns later.
+    NodeRemoved,
+    /// A machine breaks: its power does not return before all its copies were made again elsewhere.
+    NodeLost,
 }
 
-/// Told apart from what the seed draws otherwise: a kind that is drawn by itself leaves all earlier seeds what they were.
+/// Told apart from what the seed draws otherwise: kinds that are drawn by themselves leave the runs without them what they
+/// were.
 const APART: u64 = 0x666f_7273_616b_656e;
 
 const ALL: [Harm; 29] = [
@@ -122,8 +133,13 @@ impl Nemesis {
         let few = rng.bool();
         let mut kinds: Vec<Harm> =
             ALL.into_iter().filter(|_| if few { rng.usize(..7) == 0 } else { rng.bool() }).collect();
-        if Rng::with_seed(rng.get_seed() ^ APART).usize(..6) == 0 {
-            kinds.push(Harm::Forsaken);
+        let mut apart = Rng::with_seed(rng.get_seed() ^ APART);
+        let rare =
+            [(Harm::Forsaken, 6), (Harm::Retired, 5), (Harm::NodeRemoved, 6), (Harm::NodeLost, 8), (Harm::Torn, 6)];
+        for (kind, one_in) in rare {
+            if apart.usize(..one_in) == 0 {
+                kinds.push(kind);
+            }
         }
         if kinds.is_empty() {
             kinds.push(Harm::PowerCut);
@@ -162,11 +178,16 @@ impl Nemesis {
             self.cluster.api_link(client, Link::Up);
             self.cluster.store.faults().set_latency(client, Duration::ZERO, Duration::ZERO);
         }
+        self.records.save(&self.cluster);
         for node in &self.cluster.nodes {
             world.thaw(node);
             world.drive_insert(node, &drive(node));
             world.drive_hang(node, &drive(node), false);
             world.drive_break(node, &drive(node), false);
+            self.cluster.register(node).await;
+            if self.cluster.is_lost(node) {
+                continue;
+            }
             if !world.is_up(node) {
                 world.power_on(node);
             }
@@ -197,201 +218,6 @@ impl Nemesis {
     fn duration(&self) -> f64 {
         let short = self.rng.borrow_mut().bool();
         if short { self.between(0.2, 4.0) } else { self.between(4.0, 50.0) }
-    }
-
-    async fn harm(&self, kind: Harm) {
-        let (node, other, time) = (self.pick(), self.pick(), self.duration());
-        let (world, faults) = (&self.cluster.world, self.cluster.store.faults());
-        self.say(format!("{kind:?} {node} {other} {time:.1} s"));
-        match kind {
-            Harm::Cut if node != other => world.cut(&node, &other),
-            Harm::CutOneWay if node != other => world.cut_one_way(&node, &other),
-            Harm::Isolate => world.isolate(&node),
-            Harm::CutOff => {
-                world.isolate(&node);
-                self.cluster.api_link(&node, Link::Hang);
-            }
-            Harm::ApiHangs => self.cluster.api_link(&node, Link::Hang),
-            Harm::ApiRefuses => self.cluster.api_link(&node, Link::Refuse),
-            Harm::ControllerHangs => self.cluster.api_link("c1", Link::Hang),
-            Harm::ApiErrors => {
-                for outcome in [Outcome::Status(500), Outcome::Reset, Outcome::Status(409)] {
-                    faults.inject(Fault::before_effect(outcome).client(&node).times(2));
-                    faults.inject(Fault::after_effect(outcome).client(&node).times(2));
-                }
-                return;
-            }
-            Harm::ApiSlow => {
-                faults.set_latency(&node, Duration::from_millis(400), Duration::from_millis(700));
-                pass(time).await;
-                return faults.set_latency(&node, Duration::ZERO, Duration::ZERO);
-            }
-            Harm::EventsLost => return faults.drop_events(&node, None, 5),
-            Harm::WatchesClosed => return faults.close_watches(Some(&node), WatchEnd::Expired),
-            Harm::HintsLost => return world.lose_hints(&node, 20),
-            Harm::LooksFail => return world.fail_looks(&node, 10),
-            Harm::Rough => {
-                world.set_rates(FaultRates::rough());
-                pass(time).await;
-                return world.set_rates(FaultRates::default());
-            }
-            Harm::DriveHangs => world.drive_hang(&node, &drive(&node), true),
-            Harm::DrivePulled => world.drive_pull(&node, &drive(&node)),
-            Harm::DriveBreaks => world.drive_break(&node, &drive(&node), true),
-            Harm::RdmaCut if node != other => world.cut_transport(&node, &other, Transport::Rdma),
-            Harm::BothControllersHang => ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Hang)),
-            Harm::EventsHeld => faults.hold_events(&node, true),
-            Harm::SlowOps | Harm::FailingOps => return self.hurt_operations(kind, &node),
-            Harm::ObjectGone | Harm::SetAbsent | Harm::RolledBack => return self.hurt_record(kind, time).await,
-            Harm::PowerCut | Harm::ShutDown | Harm::Freeze | Harm::KillAgent => {
-                return self.down(kind, &node, time).await;
-            }
-            Harm::Forsaken => return self.forsake(&node, &other, time).await,
-            Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => return,
-        }
-        pass(time).await;
-        if !self.over.get() {
-            self.undo(kind, &node, &other);
-        }
-    }
-
-    /// Ends harm that has a duration.
-    fn undo(&self, kind: Harm, node: &str, other: &str) {
-        let (world, faults) = (&self.cluster.world, self.cluster.store.faults());
-        match kind {
-            Harm::Cut | Harm::CutOneWay | Harm::RdmaCut => world.heal(node, other),
-            Harm::CutOff => {
-                self.cluster.nodes.iter().filter(|n| *n != node).for_each(|n| world.heal(node, n));
-                self.cluster.api_link(node, Link::Up);
-            }
-            Harm::Isolate => self.cluster.nodes.iter().filter(|n| *n != node).for_each(|n| world.heal(node, n)),
-            Harm::ApiHangs | Harm::ApiRefuses => self.cluster.api_link(node, Link::Up),
-            Harm::ControllerHangs => self.cluster.api_link("c1", Link::Up),
-            Harm::BothControllersHang => ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Up)),
-            Harm::EventsHeld => faults.hold_events(node, false),
-            Harm::DriveHangs => world.drive_hang(node, &drive(node), false),
-            Harm::DrivePulled => world.drive_insert(node, &drive(node)),
-            Harm::DriveBreaks => world.drive_break(node, &drive(node), false),
-            _ => {}
-        }
-        self.say(format!("{kind:?} {node} {other} is over"));
-    }
-
-    /// Operations to come are late, or fail: done, half done or not at all.
-    fn hurt_operations(&self, kind: Harm, node: &str) {
-        for _ in 0..3 {
-            let op = TENDER[self.rng.borrow_mut().usize(..TENDER.len())];
-            let choice = self.rng.borrow_mut().usize(..3);
-            let fault = match (kind, choice) {
-                (Harm::SlowOps, _) => OpFault::Slow(Duration::from_secs_f64(self.between(1.0, 25.0))),
-                (_, 0) => OpFault::Before,
-                (_, 1) => OpFault::After,
-                _ => OpFault::Half,
-            };
-            self.cluster.world.fail_next(node, op, fault);
-        }
-    }
-
-    /// Objects vanish, lose their in-sync set, or go back in time, until somebody puts them right.
-    async fn hurt_record(&self, kind: Harm, time: f64) {
-        let time = time.min(20.0);
-        let choice = self.rng.borrow_mut().usize(..1 << 16);
-        let done = match kind {
-            Harm::ObjectGone => self.records.remove(choice),
-            Harm::SetAbsent => self.records.strip(choice),
-            // With a node away nobody might know of the lost future: that cannot be detected (F16).
-            _ if !self.down.borrow().is_empty() => None,
-            _ => {
-                // Whoever restores etcd starts the API server's clients at their own pace: nodes before controllers.
-                self.down.borrow_mut().extend(self.cluster.nodes.iter().cloned());
-                let done = self.records.roll_back(choice);
-                ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Hang));
-                pass(5.0).await;
-                ["c1", "c2"].iter().for_each(|c| self.cluster.api_link(c, Link::Up));
-                done
-            }
-        };
-        let Some(what) = done else {
-            if kind == Harm::RolledBack {
-                self.down.borrow_mut().retain(|node| !self.cluster.nodes.contains(node));
-            }
-            return;
-        };
-        self.say(format!("{kind:?}: {what}"));
-        pass(time).await;
-        if !self.over.get() {
-            self.records.put_back(&what);
-            self.say(format!("{kind:?}: {what} is put right"));
-        }
-        if kind == Harm::RolledBack {
-            self.down.borrow_mut().clear();
-        }
-    }
-
-    /// See [`Harm::Forsaken`]. The cut lasts longer than a lost member is waited for.
-    async fn forsake(&self, node: &str, other: &str, time: f64) {
-        if node == other {
-            return;
-        }
-        self.cluster.api_link(node, Link::Hang);
-        self.cluster.world.cut(node, other);
-        pass(self.between(7.0, 16.0)).await;
-        if !self.over.get() {
-            self.down(Harm::PowerCut, node, time + 20.0).await;
-        }
-        if !self.over.get() {
-            self.cluster.api_link(node, Link::Up);
-            self.cluster.world.heal(node, other);
-            self.say(format!("Forsaken {node} {other} is over"));
-        }
-    }
-
-    /// Harm to a whole machine or its agent.
-    async fn down(&self, kind: Harm, node: &str, time: f64) {
-        if self.down.borrow().iter().any(|down| down == node) {
-            return;
-        }
-        self.down.borrow_mut().push(node.into());
-        let world = &self.cluster.world;
-        match kind {
-            Harm::PowerCut => {
-                self.cluster.kill_agent(node).await;
-                if self.over.get() {
-                    return self.cluster.start_agent(node);
-                }
-                world.power_cut(node);
-            }
-            Harm::ShutDown => {
-                self.cluster.kill_agent(node).await;
-                if self.over.get() {
-                    return self.cluster.start_agent(node);
-                }
-                world.shut_down(node);
-            }
-            Harm::Freeze => {
-                world.freeze(node);
-                self.cluster.api_link(node, Link::Hang);
-            }
-            _ => self.cluster.kill_agent(node).await,
-        }
-        pass(time).await;
-        if !self.over.get() {
-            match kind {
-                Harm::PowerCut | Harm::ShutDown => {
-                    // A shutdown of less than its own time is a power cut in its last second.
-                    world.power_cut(node);
-                    world.power_on(node);
-                }
-                Harm::Freeze => {
-                    world.thaw(node);
-                    self.cluster.api_link(node, Link::Up);
-                }
-                _ => {}
-            }
-            self.cluster.start_agent(node);
-            self.say(format!("{kind:?} {node} is over"));
-        }
-        self.down.borrow_mut().retain(|down| down != node);
     }
 }
 

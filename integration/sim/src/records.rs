@@ -9,8 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-const VOLUMES: &str = "meshstorvolumes";
-const REPLICAS: &str = "meshstorreplicas";
+pub(crate) const VOLUMES: &str = "meshstorvolumes";
+pub(crate) const REPLICAS: &str = "meshstorreplicas";
 /// How many epochs a record goes back at least. A volume that comes back one or two moves short is caught up by two calls
 /// of the orchestrator, and then nobody could tell; the rule is about snapshots (docs/protocol.md, rule 9).
 const EPOCHS_BACK: u64 = 4;
@@ -28,7 +28,7 @@ struct Picture {
 
 /// What was done and has to be undone.
 pub struct Records {
-    store: Store,
+    pub(crate) store: Store,
     past: RefCell<VecDeque<BTreeMap<String, Picture>>>,
     /// By volume: the objects as they have to be put back.
     owed: RefCell<BTreeMap<String, BTreeMap<Named, Arc<Value>>>>,
@@ -46,7 +46,7 @@ impl Records {
     pub fn remember(&self) {
         let owed = self.owed.borrow();
         let picture = |name: String| (!owed.contains_key(&name)).then(|| (name.clone(), self.picture(&name)));
-        let all: BTreeMap<String, Picture> = self.volumes().into_iter().filter_map(picture).collect();
+        let all: BTreeMap<String, Picture> = self.names(VOLUMES).into_iter().filter_map(picture).collect();
         let mut past = self.past.borrow_mut();
         past.push_back(all);
         if past.len() > PICTURES {
@@ -124,8 +124,9 @@ impl Records {
         self.owed.borrow_mut().insert(name.into(), objects);
     }
 
-    fn volumes(&self) -> Vec<String> {
-        let objects = self.store.list(VOLUMES);
+    /// Names of the objects of a kind.
+    pub(crate) fn names(&self, plural: &str) -> Vec<String> {
+        let objects = self.store.list(plural);
         objects.iter().filter_map(|object| object["metadata"]["name"].as_str().map(str::to_string)).collect()
     }
 
@@ -136,7 +137,7 @@ impl Records {
             let object = self.store.get(VOLUMES, "", name);
             !owed.contains_key(name) && object.is_some_and(|object| object["status"]["inSync"].is_array())
         };
-        let names: Vec<String> = self.volumes().into_iter().filter(recorded).collect();
+        let names: Vec<String> = self.names(VOLUMES).into_iter().filter(recorded).collect();
         names.get(choice % names.len().max(1)).cloned()
     }
 

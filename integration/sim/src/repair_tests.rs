@@ -281,6 +281,23 @@ fn the_old_copy_returns_while_the_new_one_is_made() {
 }
 
 #[test]
+fn a_copy_whose_object_is_lost_leaves_its_number_to_nobody() {
+    simulated(async {
+        let pod = Pod::new(4, 2, "a", 4 * MIB).await;
+        pod.power_cut("b").await;
+        pod.until("a third", 400.0, |pod| pod.replicas().len() == 3).await;
+        pass(5.0).await;
+        let third = pod.replicas()[&ReplicaId(2)].clone();
+        // Its partition and its place in the array stay: somebody else under its number would be taken for it.
+        pod.cluster.store.force("meshstorreplicas", "", "pvc-1-r2", None);
+        pod.until("another", 300.0, |pod| pod.replicas().len() == 3).await;
+        let other = pod.replicas();
+        assert!(!other.contains_key(&ReplicaId(2)), "{}", pod.trace());
+        assert_ne!(other[&ReplicaId(3)].spec.node, third.spec.node, "{}", pod.trace());
+    });
+}
+
+#[test]
 fn controllers_that_die_after_every_change_and_kernels_that_stumble() {
     simulated(async {
         let pod = Pod::new(4, 2, "a", 16 * MIB).await;

@@ -103,12 +103,18 @@ async fn settle(cluster: &Rc<Cluster>, lives: &[Rc<Life>]) -> Vec<String> {
         failures.push(format!("{}: {} copies, in sync are only {set:?}; {said}", life.name, life.copies));
     }
     // A resync that a takeover left makes equal what was never acknowledged; members count while it runs.
-    pass(SYNCED).await;
+    let begun = tokio::time::Instant::now();
+    pass(2.0).await;
+    while begun.elapsed().as_secs_f64() < SYNCED && !all_idle(lives).await {
+        pass(1.0).await;
+    }
     lives.iter().for_each(|life| failures.extend(oracle::data(cluster, life)));
     if !failures.is_empty() {
         // What is wrong is to be looked at, not to be deleted.
         return failures;
     }
+    // What returns now holds copies that others have replaced.
+    cluster.repair();
     for life in lives {
         failures.extend(life.end(COME_RIGHT).await.err());
     }
@@ -123,6 +129,16 @@ async fn settle(cluster: &Rc<Cluster>, lives: &[Rc<Life>]) -> Vec<String> {
         failures.push(format!("left behind: {}", left.join("; ")));
     }
     failures
+}
+
+/// Whether no array that is in use syncs.
+async fn all_idle(lives: &[Rc<Life>]) -> bool {
+    for life in lives {
+        if !life.idle().await {
+            return false;
+        }
+    }
+    true
 }
 
 /// The time at the start of a line of the trace.

@@ -31,7 +31,7 @@ pub struct Arguments {
 /// Known bugs, put into the program one at a time: the simulator has to see each.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask mutants\n  cargo xtask mutants --only fence\n  \
-                        cargo xtask mutants --only union-skipped --seeds 2000")]
+                        cargo xtask mutants --only drop-before-record --seeds 2000")]
 pub struct Mutants {
     /// Only those whose name contains this
     #[arg(long, default_value = "")]

@@ -122,7 +122,8 @@ impl State {
             None => {
                 let mark = self.peek(array, MARK)?;
                 let other = self.peek(array, HALF_MADE)?;
-                kind_of(mark).or_else(|| kind_of(other))
+                // As mkfs.xfs marks one that it has not finished (`sb_inprogress`).
+                kind_of(mark).or_else(|| (other != 0).then(|| "unknown".into()))
             }
         };
         Some(FsFact { signature, mounts })

@@ -29,6 +29,7 @@ pub(super) fn unrecorded(volume: VolumeId, look: &ArrayLook, reason: Reason) -> 
 /// The steady state. The first rule that has something to do decides the step.
 pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
     let rules = [
+        broken,
         lost,
         thaw,
         unrecorded_member,
@@ -68,6 +69,23 @@ fn frozen(array: &ArrayFact) -> bool {
     array.members.values().any(|m| m.in_sync() && m.flags.contains("blocked"))
 }
 
+/// MD refuses every write since the last member failed.
+fn broken(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let gone = in_sync(record).into_iter().next().filter(|_| array.state == "broken")?;
+    revive(record, array, report(look, Some(Reason::LastCopyFrozen { replica: gone })))
+}
+
+fn unused(array: &ArrayFact) -> bool {
+    array.mounts.is_empty() && array.holders.is_empty()
+}
+
+/// An array that takes no writes any more, as the kernel lost every recorded copy (its drive was pulled and put back, say),
+/// is taken down when nothing uses it, so that a new one can begin from the recorded copies. Whoever has it open without a
+/// mount holds up the stop.
+fn revive(record: &VolumeRecord, array: &ArrayFact, status: ArrayReport) -> Rule {
+    unused(array).then(|| Plan::step(Op::StopArray { volume: record.volume }, status))
+}
+
 /// A recorded copy has no active member: the kernel dropped it by itself. Freeze all writes, record, go on.
 fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let now = active(array, look);
@@ -91,11 +109,11 @@ fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
 fn freeze_all(record: &VolumeRecord, gone: ReplicaId, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
     let status = in_use(look, Some(Reason::LastCopyFrozen { replica: gone }));
     match array.members.iter().find(|(_, member)| member.in_sync()) {
-        Some((component, _)) if !frozen(array) => {
+        Some((component, _)) if !frozen(array) && !(look.freeze_failed && unused(array)) => {
             let op = Op::FreezeWrites { volume: record.volume, component: component.clone(), frozen: true };
             Plan::step(op, status)
         }
-        _ => Plan::rest(status),
+        _ => revive(record, array, status.clone()).unwrap_or_else(|| Plan::rest(status)),
     }
 }
 

@@ -43,6 +43,16 @@ pub enum PatchError {
         /// The copy.
         replica: ReplicaId,
     },
+    /// A number that a copy had would be given to another one.
+    #[error("{object}: {replica} was a copy's number already: the next one is at least r{next}")]
+    NumberUsed {
+        /// Name of the volume.
+        object: String,
+        /// The number.
+        replica: ReplicaId,
+        /// The lowest free one.
+        next: u32,
+    },
     /// The set belongs to the consumer.
     #[error("{object}: spec.attachment.consumer is set: the in-sync set is the consumer's to change")]
     Attached {

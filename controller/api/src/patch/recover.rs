@@ -35,8 +35,9 @@ pub fn recovered_record(
     Ok(status.draft.finish())
 }
 
-/// The epoch above everything that was seen, and no consumer, for the main endpoint.
-pub fn recovered_epoch(stored: &MeshStorVolume, proposal: &Proposal) -> Result<Patch, PatchError> {
+/// The epoch above everything that was seen, and no consumer, for the main endpoint; numbers of copies go on from
+/// `next_replica` at least.
+pub fn recovered_epoch(stored: &MeshStorVolume, proposal: &Proposal, next_replica: u32) -> Result<Patch, PatchError> {
     let old = &stored.spec.attachment;
     if proposal.epoch <= old.epoch {
         return Err(PatchError::EpochNotRaised { object: name(&stored.metadata), from: old.epoch, to: proposal.epoch });
@@ -44,6 +45,9 @@ pub fn recovered_epoch(stored: &MeshStorVolume, proposal: &Proposal) -> Result<P
     let mut draft: Draft = volume_draft(stored)?;
     draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
     draft.replace("/spec/attachment/epoch", json!(proposal.epoch));
+    if next_replica > stored.spec.next_replica {
+        draft.add("/spec/nextReplica", json!(next_replica));
+    }
     draft.optional("/spec/attachment/consumer", &old.consumer, &None);
     draft.optional("/spec/attachment/consumerBoot", &old.consumer_boot, &None);
     draft.optional("/spec/attachment/since", &old.since, &None);
@@ -110,19 +114,19 @@ mod tests {
     #[test]
     fn the_epoch_rises_and_the_consumer_goes_and_nothing_else_changes() {
         let stored: MeshStorVolume = serde_json::from_value(document()).unwrap();
-        let patch = recovered_epoch(&stored, &proposal()).unwrap();
+        let patch = recovered_epoch(&stored, &proposal(), 4).unwrap();
         let result = apply(&patch, &document()).unwrap();
         assert_eq!(result["spec"]["attachment"], json!({"epoch": 9, "newer": 1}));
         assert_eq!(result["status"], document()["status"]);
         let same = Proposal { epoch: 3, ..proposal() };
-        assert!(matches!(recovered_epoch(&stored, &same), Err(PatchError::EpochNotRaised { from: 3, to: 3, .. })));
+        assert!(matches!(recovered_epoch(&stored, &same, 4), Err(PatchError::EpochNotRaised { from: 3, to: 3, .. })));
     }
 
     #[test]
     fn whatever_was_changed_since_the_look_refuses_both() {
         let stored: MeshStorVolume = serde_json::from_value(document()).unwrap();
         let patches =
-            [recovered_record(&stored, &proposal(), &[]).unwrap(), recovered_epoch(&stored, &proposal()).unwrap()];
+            [recovered_record(&stored, &proposal(), &[]).unwrap(), recovered_epoch(&stored, &proposal(), 4).unwrap()];
         let mut changed = document();
         changed["metadata"]["resourceVersion"] = json!("8");
         assert!(patches.iter().all(|patch| apply(patch, &document()).is_some()));

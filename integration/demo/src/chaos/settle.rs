@@ -155,20 +155,38 @@ pub fn check(cluster: &Cluster, loads: &mut [Load]) -> Result<Checked> {
     for guest in cluster.lab.guests() {
         guest.ssh_checked("rm -f /run/stop-writing")?;
     }
+    for result in each(loads, |load| check_one(cluster, load)) {
+        let (blocks, copies) = result?;
+        checked.blocks += blocks;
+        checked.copies += copies;
+    }
     for load in loads.iter_mut() {
-        let now = read_back(cluster, &load.volume)?;
-        checked.blocks += load.volume.history.verify(&now).with_context(|| load.volume.id.clone())?;
-        if let Some(first) = load.first_read.take() {
-            no_ghosts(&first, &now, load.first_of_life()).with_context(|| load.volume.id.clone())?;
-        }
-        patient("detach", || detach(cluster, &load.volume.id, &load.volume.at))?;
-        copies::verify_each(cluster, &load.volume).with_context(|| load.volume.id.clone())?;
-        checked.copies += cluster.replicas(&load.volume.id)?.len();
         checked.pauses.append(&mut load.pauses);
         checked.writes += std::mem::take(&mut load.writes);
         load.forced = false;
     }
     Ok(checked)
+}
+
+/// Answers how many blocks and copies were compared.
+fn check_one(cluster: &Cluster, load: &mut Load) -> Result<(usize, usize)> {
+    let id = load.volume.id.clone();
+    let now = read_back(cluster, &load.volume)?;
+    let blocks = load.volume.history.verify(&now).with_context(|| id.clone())?;
+    if let Some(first) = load.first_read.take() {
+        no_ghosts(&first, &now, load.first_of_life()).with_context(|| id.clone())?;
+    }
+    patient("detach", || detach(cluster, &id, &load.volume.at))?;
+    copies::verify_each(cluster, &load.volume).with_context(|| id.clone())?;
+    Ok((blocks, cluster.replicas(&id)?.len()))
+}
+
+/// All volumes at once: most of the time is spent waiting for emulated machines.
+fn each<R: Send>(loads: &mut [Load], work: impl Fn(&mut Load) -> Result<R> + Sync) -> Vec<Result<R>> {
+    std::thread::scope(|scope| {
+        let started: Vec<_> = loads.iter_mut().map(|load| scope.spawn(|| work(load))).collect();
+        started.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a check panicked"))).collect()
+    })
 }
 
 /// Attaches every volume to a node drawn anew: an orderly move for those that get another one.
@@ -181,7 +199,7 @@ pub fn reattach(cluster: &Cluster, loads: &mut [Load], rng: &mut fastrand::Rng) 
             moves += 1;
             load.volume.at = to;
         }
-        attach_patiently(cluster, load)?;
     }
+    each(loads, |load| attach_patiently(cluster, load)).into_iter().collect::<Result<Vec<()>>>()?;
     Ok(moves)
 }
