@@ -17,7 +17,8 @@ use crate::messages::{Kill, Poke};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use meshstor_api::condition::{self, Condition};
-use meshstor_api::{FINALIZER, patch as api_patch};
+use meshstor_api::tell::{self, Teller, Told};
+use meshstor_api::{FINALIZER, MeshStorNode, MeshStorNodeDevice, MeshStorReplica, MeshStorVolume, patch as api_patch};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -40,6 +41,7 @@ pub struct StatusWriter {
     env: Rc<Env>,
     board: Board,
     slots: BTreeMap<Object, Slot>,
+    teller: Teller,
 }
 
 /// What is known of one object's writes.
@@ -64,14 +66,16 @@ struct Job {
 
 /// How a write ended.
 enum Done {
-    Written(Vec<Condition>),
+    /// These conditions stand there now; people are to hear of what changed, of the object with this uid.
+    Written(Vec<Condition>, Vec<Told>, Option<String>),
     Gone,
 }
 
 impl StatusWriter {
     /// Writes what is on `board`.
     pub fn new(env: Rc<Env>, board: Board) -> StatusWriter {
-        StatusWriter { env, board, slots: BTreeMap::new() }
+        let teller = Teller::new(env.server.client(), "node", Some(env.me.0.clone()));
+        StatusWriter { env, board, slots: BTreeMap::new(), teller }
     }
 
     /// Begins the writes that are due.
@@ -128,9 +132,13 @@ impl StatusWriter {
                 slot.failures = 0;
                 slot.written_at = Some(now);
                 match done {
-                    Done::Written(conditions) => {
+                    Done::Written(conditions, mut told, uid) => {
                         events::status_write(object.kind(), "written");
                         slot.conditions = Some(conditions);
+                        if let (Some(old), Some(new)) = (&slot.written, &put) {
+                            told.extend(tell::paths(&old.fields, &new.fields));
+                        }
+                        tell(self.teller.clone(), object.clone(), uid, told);
                         slot.written = put.or_else(|| slot.written.take());
                     }
                     Done::Gone => {
@@ -245,6 +253,7 @@ async fn write(env: Rc<Env>, job: Job) -> Result<Done, Failure> {
         (Some(stored), _) => conditions_of(stored),
         (None, known) => known.clone().unwrap_or_default(),
     };
+    let before = conditions.clone();
     if let Some(put) = &job.put {
         let own = !matches!(job.object, Object::Volume(_));
         if own {
@@ -272,7 +281,24 @@ async fn write(env: Rc<Env>, job: Job) -> Result<Done, Failure> {
     {
         release(&env, &api, stored).await?;
     }
-    Ok(Done::Written(conditions))
+    let ours = |c: &&Condition| job.put.iter().flat_map(|put| &put.conditions).any(|said| said.type_ == c.type_);
+    let told = tell::changes(&before, &conditions.iter().filter(ours).cloned().collect::<Vec<_>>());
+    Ok(Done::Written(conditions, told, stored.and_then(|stored| stored.metadata.uid)))
+}
+
+/// Events are sent beside the writes, which wait for none of them.
+fn tell(teller: Teller, object: Object, uid: Option<String>, told: Vec<Told>) {
+    if told.is_empty() {
+        return;
+    }
+    actix::spawn(async move {
+        match &object {
+            Object::Volume(name) => teller.tell::<MeshStorVolume>(name, uid, &told).await,
+            Object::Replica(name) => teller.tell::<MeshStorReplica>(name, uid, &told).await,
+            Object::Device(name) => teller.tell::<MeshStorNodeDevice>(name, uid, &told).await,
+            Object::Node(name) => teller.tell::<MeshStorNode>(name, uid, &told).await,
+        }
+    });
 }
 
 async fn read_or_create(env: &Env, api: &Api<DynamicObject>, job: &Job) -> Result<Option<DynamicObject>, Failure> {

@@ -40,6 +40,8 @@ pub use k8s_openapi::jiff::Timestamp;
 pub use telemetry::describe_metrics;
 
 use hints::{Awaited, Hints};
+use meshstor_api::tell::{self, Teller};
+use meshstor_api::{Condition, MeshStorVolume};
 use meshstor_csi::inflight::Inflight;
 use std::fmt;
 use std::future::Future;
@@ -118,9 +120,18 @@ pub(crate) struct Context {
     pub(crate) inflight: Inflight,
     pub(crate) refusals: repair::Refusals,
     pub(crate) budget: budget::Budget,
+    pub(crate) teller: Teller,
 }
 
 impl Context {
+    /// People hear of conditions of a volume that were written.
+    pub(crate) async fn tell(&self, volume: &MeshStorVolume, written: &[Condition]) {
+        let before = volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let name = volume.metadata.name.as_deref().unwrap_or_default();
+        let told = tell::changes(before, written);
+        self.teller.tell::<MeshStorVolume>(name, volume.metadata.uid.clone(), &told).await;
+    }
+
     /// Now, as objects carry it.
     pub(crate) fn timestamp(&self) -> String {
         let now = (self.config.now)();
@@ -137,11 +148,12 @@ pub struct Controller {
 impl Controller {
     /// A controller over this API server.
     pub fn new(client: kube::Client, config: ControllerConfig) -> Controller {
+        let teller = Teller::new(client.clone(), "controller", None);
         let writer = Writer::new(client, config.api_timeout);
         let (hints, awaited, inflight) = (Hints::default(), Awaited::default(), Inflight::default());
         let refusals = repair::Refusals::default();
         let budget = budget::Budget::default();
-        Controller { context: Arc::new(Context { writer, config, hints, awaited, inflight, refusals, budget }) }
+        Controller { context: Arc::new(Context { writer, config, hints, awaited, inflight, refusals, budget, teller }) }
     }
 
     /// The CSI controller service, to be put behind `proto::controller_server::ControllerServer`.

@@ -118,7 +118,10 @@ async fn report(
     let changed = decide::conditions(volume, record, attached_for, &context.timestamp());
     let Some(patch) = patch::volume_conditions(volume, &changed)? else { return Ok(rest) };
     match context.writer.patch::<MeshStorVolume>(name, Endpoint::Status, patch).await {
-        Ok(()) => Ok(rest),
+        Ok(()) => {
+            context.tell(volume, &changed).await;
+            Ok(rest)
+        }
         Err(error) if error.is_stale() => Ok(Next::After(context.config.poll)),
         Err(error) => Err(error),
     }

@@ -284,8 +284,12 @@ impl Case<'_> {
         list.retain(|condition| condition.type_ == REPAIR);
         let Some(patch) = patch::volume_conditions(self.volume, &list)? else { return Ok(()) };
         match self.of_volume(Endpoint::Status, patch).await {
-            Err(error) if !error.is_stale() => Err(error),
-            _ => Ok(()),
+            Ok(()) => {
+                self.context.tell(self.volume, &list).await;
+                Ok(())
+            }
+            Err(error) if error.is_stale() => Ok(()),
+            Err(error) => Err(error),
         }
     }
 }

@@ -26,6 +26,9 @@ pub const RECORD_OFFSET: u64 = 3 << 20;
 pub const RECORD_STRIDE: u64 = 64 << 10;
 /// One bit of the write-intent bitmap stands for this many bytes.
 pub const BITMAP_CHUNK: u64 = 64 << 20;
+/// Sectors that a held recovery leaves to be copied at its end: as few as make a difference to `sync_completed` (64 KiB, the
+/// unit in which MD resyncs: raid1.c, `RESYNC_BLOCK_SIZE`).
+pub const HELD_BACK: u64 = 128;
 /// Partitions start and end on multiples of this.
 pub const ALIGNMENT: u64 = 1 << 20;
 /// Bytes of a data area that have to read zero at each of its ends before it counts as blank. Whatever signs a device does

@@ -56,13 +56,15 @@ pub enum Mutant {
     HintsOnly,
     /// A copy that is to leave is wiped while it is in the set.
     RetiredIsWiped,
+    /// A recovery may end while nobody is there to record it (rule 3).
+    EndsAlone,
     /// The number of a copy whose object was lost is given to a new one.
     NumberUsedAgain,
 }
 
 impl Mutant {
     /// All of them, in the order of the list above.
-    pub const ALL: [Mutant; 25] = [
+    pub const ALL: [Mutant; 26] = [
         Mutant::DropBeforeRecord,
         Mutant::TrustStaleCopy,
         Mutant::ReAddWithoutMerge,
@@ -87,6 +89,7 @@ impl Mutant {
         Mutant::NoLookAfterFailure,
         Mutant::HintsOnly,
         Mutant::RetiredIsWiped,
+        Mutant::EndsAlone,
         Mutant::NumberUsedAgain,
     ];
 

@@ -235,6 +235,13 @@ pub enum Op {
         /// Between these.
         speed: SyncSpeed,
     },
+    /// Hold recoveries to come just before their end (`sync_max`), or let one end. MD forgets it when a sync has ended.
+    HoldSync {
+        /// Volume.
+        volume: VolumeId,
+        /// Hold.
+        held: bool,
+    },
     /// Stop the array. Refused while something has it open.
     StopArray {
         /// Volume.
@@ -375,6 +382,9 @@ impl fmt::Display for Op {
             Op::SetRaidDisks { volume, count } => write!(f, "{name} {} {count}", volume.short()),
             Op::SetSyncSpeed { volume, speed } => {
                 write!(f, "{name} {} {} to {} KiB/s", volume.short(), speed.min_kib, speed.max_kib)
+            }
+            Op::HoldSync { volume, held } => {
+                write!(f, "{name} {} {}", volume.short(), if *held { "on" } else { "off" })
             }
             Op::StopForeignArray { name: md } => write!(f, "{name} {md}"),
             Op::MakeFilesystem { volume, permit } => {

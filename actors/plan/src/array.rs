@@ -39,6 +39,9 @@ pub const UNREACHABLE: Duration = Duration::from_secs(5);
 pub const STALLED: Duration = Duration::from_secs(30);
 /// How long a start waits for in-sync copies that are not there yet once one is: the same patience as for a running array.
 pub const START_PATIENCE: Duration = UNREACHABLE;
+/// The same for the first start of a volume: whoever is absent has to be copied to wholly then, so a slow node is waited for.
+/// Half of the time for which a call of kubelet's is held (60 s).
+pub const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 /// How soon to look again at something that changes without a hint.
 const SOON: Duration = Duration::from_millis(500);
 
@@ -253,7 +256,7 @@ pub fn probes(look: &ArrayLook) -> BTreeMap<ExportKey, bool> {
         // The data area is read once, when the first array can be created: it is a megabyte over the network.
         let here = |r: &ReplicaId| record.usable_export(*r).is_some_and(|(key, _)| answers(&key, look));
         let whole = record.in_sync.as_ref().is_some_and(|set| set.iter().all(here));
-        return read(whole && start::first_time(record));
+        return read((whole || look.waiting_for >= FIRST_PATIENCE) && start::first_time(record));
     };
     if record.activated_epoch < record.epoch || array.sync_action == "frozen" || array.state == "readonly" {
         return all();

@@ -85,6 +85,8 @@ fn array() -> ArrayFact {
         has_bitmap: true,
         safe_mode_off: true,
         sync_speed: None,
+        // As every recovery finds it.
+        sync_held: true,
         members: [
             ("nvme0n1p1".to_string(), member(0, &["in_sync"])),
             ("nvme3n1".to_string(), member(1, &["in_sync", "write_mostly"])),
@@ -236,10 +238,26 @@ fn the_first_array_is_created_whole_from_blank_members_local_first() {
     let next = at.plan().next;
     let Some(Step::Kernel(meshstor_kernel::ops::Op::CreateArray { members, local: 1, .. })) = next else { panic!() };
     assert_eq!(members.iter().map(|m| m.device()).collect::<Vec<_>>(), ["/dev/nvme0n1p1", "/dev/nvme3n1"]);
-    at.0.waiting_for = Duration::from_secs(3600);
+    at.0.waiting_for = FIRST_PATIENCE - Duration::from_secs(1);
     at.wire().controllers.clear();
     assert!(probes(&at.0).values().all(|data_too| !data_too), "data are read once, when all copies answer");
     assert_eq!((at.name(), at.reason()), ("rest", "AwaitingConnection"), "a new volume waits for all its copies");
+}
+
+#[test]
+fn a_new_volume_starts_without_a_copy_whose_node_does_not_come() {
+    let mut at = At::stopped();
+    at.record().activated_epoch = 0;
+    at.record().format = FormatRecord::Never;
+    *at.probe(0) = blank("/dev/nvme0n1p1");
+    at.wire().controllers.clear();
+    at.0.waiting_for = FIRST_PATIENCE;
+    assert!(probes(&at.0).values().any(|data_too| *data_too));
+    let next = at.plan().next;
+    let Some(Step::Kernel(meshstor_kernel::ops::Op::CreateArray { members, .. })) = next else { panic!("{next:?}") };
+    assert_eq!(members.iter().map(|m| m.device()).collect::<Vec<_>>(), ["/dev/nvme0n1p1"]);
+    at.record().replicas.values_mut().for_each(|replica| replica.fenced_epoch = EPOCH - 1);
+    assert_eq!((at.name(), at.reason()), ("rest", "AwaitingFence"), "none at all is waited for");
 }
 
 #[test]
@@ -455,6 +473,8 @@ fn a_return_merges_the_bitmap_before_the_re_add() {
     at.array().resync_done = false;
     assert_eq!(at.name(), "release-sync", "a merge leaves a resync pending that nobody starts by itself");
     at.array().sync_action = "resync".into();
+    assert_eq!(at.name(), "hold-sync", "what is held for a recovery must not hold this");
+    at.array().sync_held = false;
     assert_eq!(at.name(), "rest", "never while a resync is pending");
 }
 
@@ -596,7 +616,7 @@ fn an_array_that_lost_its_last_copy_begins_anew_once_nothing_uses_it() {
     }
     // Somebody may have it open without a mount: no more writes first.
     assert_eq!((at.name(), at.reason()), ("freeze-writes", "LastCopyFrozen"));
-    at.array().members.values_mut().for_each(|member| drop(member.flags.insert("blocked".into())));
+    at.array().members.values_mut().for_each(|m| m.flags.extend(["blocked".to_string()]));
     assert_eq!((at.name(), at.reason()), ("stop-array", "LastCopyFrozen"));
     at.array().holders.insert("dm-0".into());
     assert_eq!((at.name(), at.reason()), ("rest", "LastCopyFrozen"));

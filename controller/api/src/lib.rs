@@ -1,12 +1,13 @@
 //! Custom resource types and the rules the API server enforces on them.
 //!
-//! Used by the controller, the node agent and `meshstor crds`. It never talks to a server.
+//! Used by the controller, the node agent and `meshstor crds`. Nothing but [`tell`], which sends events, talks to a server.
 
 pub mod condition;
 pub mod convert;
 pub mod node;
 pub mod patch;
 pub mod replica;
+pub mod tell;
 pub mod volume;
 
 pub use condition::Condition;

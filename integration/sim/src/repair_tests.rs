@@ -51,6 +51,11 @@ impl Pod {
 
     /// The same on other drives.
     async fn on(drive: fn(SimDrive) -> SimDrive, nodes: usize, copies: usize, at: &str, rate: u64) -> Rc<Pod> {
+        Pod::created(drive, nodes, copies, at, rate).await.used().await
+    }
+
+    /// A volume that nobody has used yet.
+    async fn created(drive: fn(SimDrive) -> SimDrive, nodes: usize, copies: usize, at: &str, rate: u64) -> Rc<Pod> {
         let config = Config { sync_rate: rate, ..Config::default() };
         let cluster = Cluster::of_drives(11, nodes, config, drive).await.unwrap();
         pass(5.0).await;
@@ -69,10 +74,14 @@ impl Pod {
         };
         pod.cluster.controller(0).create_volume(held(request)).await.unwrap();
         pod.id.set(pod.stored().spec.volume_id.parse().ok());
-        pod.start(300.0).await;
-        actix::spawn(pod.clone().live());
-        pass(20.0).await;
         pod
+    }
+
+    async fn used(self: Rc<Self>) -> Rc<Pod> {
+        self.start(300.0).await;
+        actix::spawn(self.clone().live());
+        pass(20.0).await;
+        self
     }
 
     pub(crate) fn id(&self) -> VolumeId {
@@ -251,6 +260,24 @@ fn a_node_lost_for_good_is_replaced_and_what_returns_of_it_is_wiped() {
         let exports = since.iter().filter(|line| line.contains(" b ") && line.contains(" export ")).count();
         assert_eq!(exports, 0, "{since:#?}");
         assert!(since.iter().any(|line| line.contains(" b ") && line.contains("remove-partition")));
+    });
+}
+
+#[test]
+fn a_node_lost_before_the_volume_was_used_holds_up_the_pod_for_less_than_a_call() {
+    simulated(async {
+        for back in [true, false] {
+            let pod = Pod::created(|drive| drive, 3, 2, "a", 64 * MIB).await;
+            pod.power_cut("b").await;
+            pod.start(59.0).await;
+            let pod = pod.used().await;
+            assert_eq!(pod.places(), nodes(&["a"]));
+            if back {
+                pod.power_on("b");
+            }
+            pod.whole(400.0).await;
+            assert_eq!(pod.places(), nodes(&["a", if back { "b" } else { "c" }]));
+        }
     });
 }
 

@@ -55,7 +55,8 @@ pub struct Life {
     /// Nodes that may still have it staged.
     staged: RefCell<Vec<String>>,
     session: Cell<u64>,
-    epoch: Cell<u64>,
+    /// Epoch and boot of the last stage.
+    life: RefCell<(u64, String)>,
     next_tag: Cell<u64>,
     calming: Cell<bool>,
     /// The last answer that was not yes.
@@ -92,7 +93,7 @@ impl Life {
             context: RefCell::default(),
             staged: RefCell::default(),
             session: Cell::new(0),
-            epoch: Cell::new(0),
+            life: RefCell::default(),
             next_tag: Cell::new(1000 * number as u64 + 1),
             calming: Cell::new(false),
             last: RefCell::default(),

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 /// The production code on simulated kernels, with faults.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask sim\n  cargo xtask sim --seeds 20000\n  cargo xtask sim --seed 4711\n  \
+    after_help = "Examples:\n  cargo xtask sim\n  cargo xtask sim --seeds 20000 --release\n  cargo xtask sim --seed 4711\n  \
                         cargo xtask sim --seed 4711 --mutant fence-skipped"
 )]
 pub struct Arguments {
@@ -26,6 +26,9 @@ pub struct Arguments {
     /// With --seed: put this known bug into the program
     #[arg(long)]
     mutant: Option<String>,
+    /// Build it optimised first, which takes minutes once: for thousands of seeds
+    #[arg(long)]
+    release: bool,
 }
 
 /// Known bugs, put into the program one at a time: the simulator has to see each.
@@ -39,11 +42,15 @@ pub struct Mutants {
     /// Seeds at most for each
     #[arg(long, default_value_t = 400)]
     seeds: u64,
+    /// Build it optimised first, which takes minutes once: for the hunt of all of them
+    #[arg(long)]
+    release: bool,
 }
 
 /// Builds and runs the simulator; its last line is `sim: N passed, N failed`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut command = command(arguments.first, arguments.seeds)?;
+    let mut command = simulator(arguments.release)?;
+    command.args(["--first", &arguments.first.to_string(), "--seeds", &arguments.seeds.to_string()]);
     if let Some(seed) = arguments.seed {
         command.args(["--seed", &seed.to_string()]);
     }
@@ -55,7 +62,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Builds the simulator and hunts the mutants; the last line is `mutants: N passed, N failed`.
 pub fn hunt(arguments: &Mutants) -> Result<ExitCode> {
-    let mut command = mutants(arguments.seeds)?;
+    let mut command = simulator(arguments.release)?;
+    command.args(["--mutants", "--seeds", &arguments.seeds.to_string()]);
     command.args(["--only", &arguments.only]);
     finish(command)
 }
@@ -65,16 +73,21 @@ fn finish(mut command: Command) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn simulator(release: bool) -> Result<Command> {
+    let directory = if release { build::optimised()? } else { build::binaries()? };
+    Ok(Command::new(directory.join("meshstor-sim")))
+}
+
 /// The simulator over these seeds.
 pub fn command(first: u64, seeds: u64) -> Result<Command> {
-    let mut command = Command::new(build::binaries()?.join("meshstor-sim"));
+    let mut command = simulator(false)?;
     command.args(["--first", &first.to_string(), "--seeds", &seeds.to_string()]);
     Ok(command)
 }
 
 /// The simulator hunting mutants.
 pub fn mutants(seeds: u64) -> Result<Command> {
-    let mut command = Command::new(build::binaries()?.join("meshstor-sim"));
+    let mut command = simulator(false)?;
     command.args(["--mutants", "--seeds", &seeds.to_string()]);
     Ok(command)
 }

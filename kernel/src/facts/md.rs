@@ -96,6 +96,8 @@ pub struct ArrayFact {
     pub safe_mode_off: bool,
     /// Between which speeds a resync runs: at the first whatever else goes on, up to the second while nothing does.
     pub sync_speed: Option<SyncSpeed>,
+    /// A recovery waits just before its end until it is let go on (`sync_max` is a number).
+    pub sync_held: bool,
     /// Members by kernel name of the component (`nvme0n1p2`, `nvme3n1`).
     pub members: BTreeMap<String, MemberFact>,
     /// Where its device is mounted (mount points in the agent's mount namespace).

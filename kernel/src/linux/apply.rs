@@ -100,6 +100,7 @@ fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
         Op::FreezeWrites { volume, component, frozen } => mdops::freeze_writes(root, *volume, component, *frozen),
         Op::SetWriteMostly { volume, component, on } => mdops::set_write_mostly(root, *volume, component, *on),
         Op::SetRaidDisks { volume, count } => mdops::set_raid_disks(root, *volume, *count),
+        Op::HoldSync { volume, held } => pace::hold(root, *volume, *held),
         Op::SetSyncSpeed { volume, speed } => pace::set_speed(root, *volume, *speed),
         Op::StopArray { volume } => mdops::stop(root, *volume),
         Op::Mount { volume, target, fs, options } => fs::mount(root, *volume, target, fs, options),

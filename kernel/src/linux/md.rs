@@ -126,6 +126,7 @@ fn look(root: &Root, name: String, mounts: &[Mount]) -> ArrayFact {
         has_bitmap: has_bitmap(&dir),
         safe_mode_off: safe_mode_off(&dir),
         sync_speed: pace::speed(&dir),
+        sync_held: pace::held(&dir),
         members: members(&dir),
         mounts: device.map(targets).unwrap_or_default(),
         holders: attr::names(&block.join("holders")).into_iter().collect::<BTreeSet<_>>(),

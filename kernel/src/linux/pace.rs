@@ -1,4 +1,4 @@
-//! How fast MD may copy: `sync_speed_min` and `sync_speed_max` of one array.
+//! How fast and how far MD may copy: `sync_speed_min`, `sync_speed_max` and `sync_max` of one array.
 //!
 //! Called by `md.rs` for the fact and by the seam on the blocking pool. MD keeps to the first whatever else the drives do
 //! and goes up to the second only while they are otherwise idle (md.c `md_do_sync`, `is_mddev_idle`). Arrays that share a
@@ -8,13 +8,14 @@ use super::attr;
 use super::mdops;
 use super::root::Root;
 use crate::error::{KernelError, Result};
-use crate::facts::SyncSpeed;
+use crate::facts::{HELD_BACK, SyncSpeed};
 use crate::id::VolumeId;
 use crate::ops::Changed;
 use std::path::Path;
 
 const MIN: &str = "sync_speed_min";
 const MAX: &str = "sync_speed_max";
+const LIMIT: &str = "sync_max";
 
 /// `1000 (system)` or `2048 (local)`: KiB/s, and whether it is the whole machine's.
 fn number(dir: &Path, attribute: &str) -> Option<u32> {
@@ -44,10 +45,49 @@ pub fn set_speed(root: &Root, volume: VolumeId, wanted: SyncSpeed) -> Result<Cha
     Ok(changed)
 }
 
+/// Whether recoveries are held before their end.
+pub fn held(dir: &Path) -> bool {
+    attr::read_opt(&dir.join(LIMIT)).is_some_and(|text| text.trim().parse::<u64>().is_ok())
+}
+
+/// Has recoveries wait before their end, or lets them end. MD refuses to lower the limit below a sync that runs (md.c
+/// `max_sync_store`), and forgets it when a sync is over.
+pub fn hold(root: &Root, volume: VolumeId, wanted: bool) -> Result<Changed> {
+    let op = format!("hold-sync {}", volume.short());
+    let (name, dir) = mdops::array(root, &op, volume)?;
+    if held(&dir) == wanted {
+        return Ok(Changed::No);
+    }
+    let text =
+        match (wanted, attr::read_opt(&dir.join("component_size")).and_then(|kib| kib.trim().parse::<u64>().ok())) {
+            (false, _) => "max".to_string(),
+            (true, Some(kib)) => (kib * 2).saturating_sub(HELD_BACK).to_string(),
+            (true, None) => return Err(KernelError::retry(op, name, "component_size cannot be read")),
+        };
+    attr::write(&op, &dir.join(LIMIT), &text)?;
+    Ok(Changed::Yes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::linux::md::tests::{array, put, volume};
+
+    #[test]
+    fn a_recovery_is_held_one_unit_before_its_end() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::at(temp.path());
+        array(&root, "md1004");
+        let dir = root.sys.join("block/md1004/md");
+        assert!(hold(&root, volume(), true).is_err(), "its size is not known");
+        put(&root, "block/md1004/md/component_size", "1048576\n");
+        put(&root, "block/md1004/md/sync_max", "max\n");
+        assert!(!held(&dir));
+        assert_eq!(hold(&root, volume(), true), Ok(Changed::Yes));
+        assert_eq!(std::fs::read_to_string(dir.join(LIMIT)).unwrap().trim(), "2097024");
+        assert_eq!((held(&dir), hold(&root, volume(), true)), (true, Ok(Changed::No)));
+        assert_eq!((hold(&root, volume(), false), held(&dir)), (Ok(Changed::Yes), false));
+    }
 
     #[test]
     fn limits_are_read_as_md_shows_them_and_written_when_they_differ() {

@@ -35,6 +35,7 @@ impl Op {
             Op::RemoveBitmap { .. } => "remove-bitmap",
             Op::SetRaidDisks { .. } => "set-raid-disks",
             Op::SetSyncSpeed { .. } => "set-sync-speed",
+            Op::HoldSync { .. } => "hold-sync",
             Op::StopArray { .. } => "stop-array",
             Op::StopForeignArray { .. } => "stop-foreign-array",
             Op::MakeFilesystem { .. } => "make-filesystem",

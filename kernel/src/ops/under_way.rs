@@ -34,6 +34,7 @@ impl Op {
             | Op::RemoveBitmap { volume }
             | Op::SetRaidDisks { volume, .. }
             | Op::SetSyncSpeed { volume, .. }
+            | Op::HoldSync { volume, .. }
             | Op::MakeFilesystem { volume, .. }
             | Op::StopArray { volume } => format!("array {volume}"),
             Op::FreezeWrites { volume, .. } => format!("freezer of {volume}"),

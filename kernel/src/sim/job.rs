@@ -200,6 +200,7 @@ impl State {
             Op::AddBitmap { volume } => self.op_add_bitmap(node, &op, *volume, id),
             Op::RemoveBitmap { volume } => self.op_remove_bitmap(node, &op, *volume),
             Op::SetRaidDisks { volume, count } => self.op_set_raid_disks(node, &op, *volume, *count),
+            Op::HoldSync { volume, held } => self.op_hold_sync(node, &op, *volume, *held),
             Op::SetSyncSpeed { volume, speed } => self.op_sync_speed(node, &op, *volume, *speed),
             Op::StopArray { volume } => self.op_stop(node, &op, *volume, id),
             Op::StopForeignArray { name } => self.op_stop_foreign(node, &op, name),

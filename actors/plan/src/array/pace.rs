@@ -8,8 +8,11 @@
 
 use super::run::{Rule, bitmap_return, in_sync};
 use super::*;
-use meshstor_kernel::facts::SyncSpeed;
+use meshstor_kernel::facts::{HELD_BACK, SyncSpeed};
 use meshstor_kernel::ops::Op;
+
+/// Sectors before the end at which a held recovery has arrived: twice what it leaves.
+const NEARLY: u64 = 2 * HELD_BACK;
 
 /// Speeds of a node's resyncs, in KiB/s for each member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +91,20 @@ pub(super) fn pace(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
     let speed = SyncSpeed { min_kib, max_kib };
     let op = Op::SetSyncSpeed { volume: record.volume, speed };
     (now != speed).then(|| Plan::step(op, in_use(look, run::health(record, array))))
+}
+
+/// A recovery that has come to where it is held ends now, with the record at hand: a member that the kernel counts and the
+/// record does not could else outlive all that are recorded while nobody looks (rule 3; simulator, seed 3054). Whatever else
+/// is held, a resync say, is not meant.
+pub(super) fn let_end(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let arrived = array.sync_completed.is_some_and(|(done, all)| done.saturating_add(NEARLY) >= all);
+    let over = match array.sync_action.as_str() {
+        "recover" => arrived,
+        "resync" => true,
+        _ => false,
+    };
+    let op = Op::HoldSync { volume: record.volume, held: false };
+    (array.sync_held && over).then(|| Plan::step(op, in_use(look, run::health(record, array))))
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ fn a_resync_runs_at_its_speed_and_faster_when_one_copy_alone_is_left() {
     assert_eq!(at.name(), "rest", "nothing is copied: nothing to pace");
     at.array().sync_action = "resync".into();
     at.array().resync_done = false;
+    at.array().sync_held = false;
     at.member("nvme3n1").flags.remove("write_mostly");
     let speed = |at: &At| match at.plan().next {
         Some(Step::Kernel(Op::SetSyncSpeed { speed, .. })) => (speed.min_kib, speed.max_kib),
@@ -88,4 +89,25 @@ fn a_resync_runs_at_its_speed_and_faster_when_one_copy_alone_is_left() {
     at.record().in_sync = Some(ids(&[0]));
     at.member("nvme3n1").flags.clear();
     assert_eq!(speed(&at), (16_384, 409_600));
+}
+
+#[test]
+fn a_recovery_is_held_before_its_end_until_the_record_is_at_hand() {
+    for (mut at, step) in [(returning(), "re-add-member"), (stale(), "add-member")] {
+        grant(&mut at, (EPOCH, 1));
+        at.array().sync_held = false;
+        assert_eq!(at.name(), "hold-sync");
+        at.array().sync_held = true;
+        assert_eq!(at.name(), step);
+    }
+    let mut at = returning();
+    at.array().members.insert("nvme3n1".into(), super::super::tests::member(1, &["spare"]));
+    at.array().sync_action = "recover".into();
+    at.array().sync_completed = Some((1000, 2_097_152));
+    assert_ne!(at.name(), "hold-sync");
+    at.array().sync_completed = Some((2_097_152 - HELD_BACK, 2_097_152));
+    assert_eq!(at.name(), "hold-sync", "let go");
+    // Nobody can record it now: it stays where it is.
+    at.0.record = RecordLook::Unreachable;
+    assert_ne!(at.name(), "hold-sync");
 }

@@ -38,6 +38,7 @@ pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
         leave::retire,
         write_mostly,
         pace::pace,
+        pace::let_end,
         comes_back,
         leave::shed,
     ];
@@ -256,8 +257,13 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
         return Some(Plan::step(op, in_use(look, reason())));
     }
     let device = candidate.path.clone();
+    let hold = !array.sync_held && !mutant::on(Mutant::EndsAlone);
+    let held = |step: Op| match hold {
+        true => Plan::step(Op::HoldSync { volume, held: true }, in_use(look, reason())),
+        false => Plan::step(step, in_use(look, reason())),
+    };
     let Some(own) = dirty else {
-        return Some(Plan::step(Op::AddMember { volume, device }, in_use(look, reason())));
+        return Some(held(Op::AddMember { volume, device }));
     };
     // Every dirty chunk of the returning copy is merged and resynced first, whatever the survivors' bitmap shows (F1).
     // Until the re-add the array stays degraded, and a degraded array keeps the chunks marked (md-bitmap.c,
@@ -267,7 +273,7 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
         missing.clear();
     }
     Some(match missing.is_empty() {
-        true => Plan::step(Op::ReAddMember { volume, device }, in_use(look, reason())),
+        true => held(Op::ReAddMember { volume, device }),
         false => Plan::step(Op::MergeBitmap { volume, chunks: missing }, in_use(look, reason())),
     })
 }

@@ -18,10 +18,11 @@ pub(super) fn begin(record: &VolumeRecord, look: &ArrayLook) -> Plan<ArrayReport
         })
         .collect();
     let absent: BTreeSet<ReplicaId> = in_sync.iter().filter(|r| !here.contains_key(r)).copied().collect();
-    // Nothing was ever acknowledged before the first activation: all copies are waited for, so that the first array
-    // is whole. Afterwards one copy is enough, with patience for the others.
+    // One copy is enough, with patience for the others; with more of it before the first activation, so that the first
+    // array is whole. Nothing was ever acknowledged then, and whoever is absent leaves the set with the activation.
     let first_time = first_time(record);
-    if !absent.is_empty() && (first_time || here.is_empty() || look.waiting_for < START_PATIENCE) {
+    let patience = if first_time { FIRST_PATIENCE } else { START_PATIENCE };
+    if !absent.is_empty() && (here.is_empty() || look.waiting_for < patience) {
         return Plan::look_in(report(look, Some(awaited(record, absent))), SOON);
     }
     if first_time { create(record, &here, look) } else { assemble(record, &here, look) }

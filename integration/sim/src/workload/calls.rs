@@ -45,7 +45,7 @@ impl Life {
             };
             match up {
                 Ok(()) => {
-                    self.settled();
+                    self.settled(node).await;
                     return true;
                 }
                 // Attached to a node that nobody knows of any more: the attach controller detaches it.
@@ -90,10 +90,11 @@ impl Life {
         self.cluster.store.get("meshstorvolumes", "", &self.name).and_then(|object| serde_json_volume(&object))
     }
 
-    /// Staged: in a new epoch nothing of the old one is in flight any more.
-    fn settled(&self) {
+    /// Staged: in a new epoch, and on a node that was booted anew, the application does not wait for former writes.
+    async fn settled(&self, node: &str) {
         let epoch = self.recorded().map_or(0, |volume| volume.spec.attachment.epoch);
-        if self.epoch.replace(epoch) != epoch {
+        let boot = self.cluster.world.kernel(node).node().await.map(|fact| fact.boot.0).unwrap_or_default();
+        if self.life.replace((epoch, boot.clone())) != (epoch, boot) {
             self.unanswered.borrow_mut().clear();
             self.seen.borrow_mut().clear();
         }

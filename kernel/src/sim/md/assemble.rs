@@ -148,6 +148,7 @@ impl State {
             broken: false,
             safe_mode: true,
             speed: SyncSpeed { min_kib: 1000, max_kib: 200_000 },
+            held: false,
             members: BTreeMap::new(),
             bitmap: None,
             sb_dirty: None,

@@ -91,6 +91,8 @@ pub(super) struct Array {
     pub(super) broken: bool,
     pub(super) safe_mode: bool,
     pub(super) speed: SyncSpeed,
+    /// Syncs wait before their end.
+    pub(super) held: bool,
     pub(super) members: BTreeMap<String, Member>,
     pub(super) bitmap: Option<Bits>,
     pub(super) sb_dirty: Option<Dirty>,
@@ -214,11 +216,16 @@ impl State {
             degraded: a.degraded(),
             size_bytes: a.component_bytes,
             sync_action: a.sync_name().into(),
-            sync_completed: a.sync.as_ref().map(|s| (sector(s.next), sector(a.chunks()))),
+            // The last of a held one is less than a chunk.
+            sync_completed: a.sync.as_ref().map(|s| {
+                let back = if s.waits { crate::facts::HELD_BACK } else { 0 };
+                (sector(s.next).saturating_sub(back), sector(a.chunks()))
+            }),
             resync_done: a.resync_from.is_none(),
             has_bitmap: a.bitmap.is_some(),
             safe_mode_off: !a.safe_mode,
             sync_speed: Some(a.speed),
+            sync_held: a.held,
             members: a
                 .members
                 .iter()

@@ -7,7 +7,7 @@
 use super::super::bio::{Dev, Landing, Load};
 use super::super::event::What;
 use super::super::host::Reach;
-use super::super::job::Step;
+use super::super::job::{Step, errno};
 use super::super::state::{State, Time};
 use super::{Array, Dirty};
 use crate::error::KernelError;
@@ -45,6 +45,8 @@ pub(in super::super) struct Sync {
     pub(in super::super) barrier: Option<u64>,
     /// The time of `next` has passed: it is copied as soon as its members answer.
     due: bool,
+    /// All but the end is copied, and the end is held.
+    pub(in super::super) waits: bool,
 }
 
 impl Array {
@@ -99,7 +101,7 @@ impl State {
         let run = self.id();
         self.say(node, format!("{name} starts {}", kind.name()));
         if let Some(a) = self.arrays.get_mut(&id) {
-            a.sync = Some(Sync { kind, run, next: from, barrier: None, due: false });
+            a.sync = Some(Sync { kind, run, next: from, barrier: None, due: false, waits: false });
         }
         self.hint_array(id);
         self.next_step(id, from);
@@ -135,10 +137,15 @@ impl State {
         // Alone there is nowhere to write: the pass is over at once and the bits stay.
         let next = if copies { a.next_chunk(kind, from) } else { None };
         let bytes = BITMAP_CHUNK.min(a.component_bytes);
+        let waits = a.held && next.is_none();
         if let Some(sync) = &mut a.sync {
             sync.next = next.unwrap_or(end);
             sync.due = false;
             sync.barrier = None;
+            sync.waits = waits;
+        }
+        if waits {
+            return self.hint_array(id);
         }
         let rate = self.config.sync_rate.min(u64::from(speed.max_kib) << 10).max(1);
         let time = Time::from_secs_f64(bytes as f64 / rate as f64);
@@ -239,6 +246,7 @@ impl State {
                 a.full_sync = false;
             }
         }
+        a.held = false;
         a.dirty(Dirty::Devices);
         a.kick = true;
         let (node, line) = (a.node, format!("{} ends {}", a.name, sync.kind.name()));
@@ -278,6 +286,22 @@ impl State {
             return Step::no_array(op, volume);
         };
         Step::changed(std::mem::replace(&mut a.speed, speed) != speed)
+    }
+
+    /// `max_sync_store`: not lower while a sync runs.
+    pub(in super::super) fn op_hold_sync(&mut self, node: usize, op: &Op, volume: VolumeId, held: bool) -> Step {
+        let Some(id) = self.array_of(node, volume) else { return Step::no_array(op, volume) };
+        let Some(a) = self.arrays.get_mut(&id) else { return Step::done(Changed::No) };
+        if held && !a.held && a.sync.is_some() {
+            return Step::fail(errno(op, a.name.clone(), errno::EBUSY));
+        }
+        let changed = std::mem::replace(&mut a.held, held) != held;
+        if let Some(sync) = a.sync.as_mut().filter(|sync| sync.waits && !held) {
+            sync.waits = false;
+            let run = sync.run;
+            self.after(Time::from_millis(10), node, What::SyncStep { array: id, run });
+        }
+        Step::changed(changed)
     }
 
     /// One writer also for what a sync copies.
