@@ -24,7 +24,7 @@ pub struct ArrayWorld {
     stored: RefCell<Option<MeshStorVolume>>,
     /// Since when the array is wanted and not there.
     waiting_since: Cell<Option<Instant>>,
-    /// Chunks merged into the running array's bitmap since it was last whole or absent.
+    /// Chunks merged into the running array's bitmap since it was last whole or absent, or got a member.
     merged: RefCell<BTreeSet<u64>>,
     /// Own partitions as they were last read.
     own: RefCell<BTreeMap<ReplicaKey, (ExportKey, Candidate)>>,
@@ -174,6 +174,11 @@ impl World<Array> for ArrayWorld {
                 }
                 if let Op::FreezeWrites { frozen: true, .. } = op {
                     self.freeze_failed.set(result.is_err());
+                }
+                // What was merged stays marked while a member is missing, no longer: with one more, writes clear bits again, and
+                // whoever returns next needs its own merge (simulator, seed 4273). An answer that is an error may be late.
+                if matches!(op, Op::ReAddMember { .. } | Op::AddMember { .. }) {
+                    self.merged.borrow_mut().clear();
                 }
                 let changed = result?;
                 if let Op::MergeBitmap { chunks, .. } = op {

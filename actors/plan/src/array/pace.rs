@@ -14,6 +14,9 @@ use meshstor_kernel::ops::Op;
 /// Sectors before the end at which a held recovery has arrived: twice what it leaves.
 const NEARLY: u64 = 2 * HELD_BACK;
 
+/// How soon to look again at a recovery that is about to end: it has 64 KiB to copy and superblocks to write.
+pub(super) const ENDING: Duration = Duration::from_millis(50);
+
 /// Speeds of a node's resyncs, in KiB/s for each member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyncSpeeds {
@@ -103,8 +106,15 @@ pub(super) fn let_end(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook
         "resync" => true,
         _ => false,
     };
-    let op = Op::HoldSync { volume: record.volume, held: false };
-    (array.sync_held && over).then(|| Plan::step(op, in_use(look, run::health(record, array))))
+    if !over {
+        return None;
+    }
+    let status = in_use(look, run::health(record, array));
+    if array.sync_held {
+        return Some(Plan::step(Op::HoldSync { volume: record.volume, held: false }, status));
+    }
+    // From its end to its record the copy is one that only the kernel knows: no hint is waited for.
+    arrived.then(|| Plan::look_in(status, ENDING))
 }
 
 #[cfg(test)]

@@ -107,6 +107,9 @@ fn a_recovery_is_held_before_its_end_until_the_record_is_at_hand() {
     assert_ne!(at.name(), "hold-sync");
     at.array().sync_completed = Some((2_097_152 - HELD_BACK, 2_097_152));
     assert_eq!(at.name(), "hold-sync", "let go");
+    at.array().sync_held = false;
+    assert_eq!(at.plan().look_in, Some(ENDING), "no hint is waited for (simulator, seed 3593)");
+    at.array().sync_held = true;
     // Nobody can record it now: it stays where it is.
     at.0.record = RecordLook::Unreachable;
     assert_ne!(at.name(), "hold-sync");

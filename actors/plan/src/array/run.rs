@@ -160,7 +160,7 @@ fn unrecorded_member(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook)
     let reason = Some(Reason::Degraded { missing: [key.replica.replica].into() });
     Some(match proven {
         true => Plan::step(change(record, Change::Grow { replica: key.replica.replica }), in_use(look, reason)),
-        false => Plan::look_in(in_use(look, reason), SOON),
+        false => Plan::look_in(in_use(look, reason), pace::ENDING),
     })
 }
 
