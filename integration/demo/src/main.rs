@@ -12,6 +12,7 @@ mod cuts;
 mod dev;
 mod follows;
 mod hand;
+mod held;
 mod history;
 mod inputs;
 mod rdma;

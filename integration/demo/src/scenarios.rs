@@ -6,6 +6,7 @@
 use crate::cluster::{Cluster, wait};
 use crate::cuts;
 use crate::follows;
+use crate::held;
 use crate::inputs;
 use crate::rdma;
 use crate::rewind;
@@ -34,7 +35,7 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     let mut world: Option<Cluster> = None;
     let (mut passed, mut failed) = (0, 0);
     let wanted = |name: &str| only.split(',').any(|part| name.contains(part));
-    for (name, scenario) in [cuts::ALL, rdma::ALL, follows::ALL, inputs::ALL, ALL, rewind::ALL]
+    for (name, scenario) in [cuts::ALL, rdma::ALL, follows::ALL, held::ALL, inputs::ALL, ALL, rewind::ALL]
         .into_iter()
         .flatten()
         .filter(|(name, _)| wanted(name))
