@@ -145,6 +145,13 @@ impl Cluster {
         self.control.kubectl(&["patch", "msnode", node, "--type=merge", "-p", &patch]).map(drop)
     }
 
+    /// Whether `kubectl describe` would show an event with this reason.
+    pub fn has_event(&self, name: &str, reason: &str) -> Result<bool> {
+        let field = format!("--field-selector=involvedObject.name={name},reason={reason}");
+        let text = self.control.kubectl(&["get", "events", "--namespace=default", &field, "-o", "name"])?;
+        Ok(!text.trim().is_empty())
+    }
+
     /// The recorded in-sync set of a volume, sorted.
     pub fn in_sync(&self, volume: &str) -> Result<Vec<String>> {
         let object = self.get(&["msvol", volume])?;

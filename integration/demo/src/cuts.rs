@@ -153,6 +153,7 @@ fn last_copy_dead(cluster: &mut Cluster) -> Result<String> {
     let dead = cluster.replicas(&volume.id)?.get("node-a").cloned().context("a copy on node-a")?;
     ensure!(waits.message().contains("node-a") || waits.message().contains(&dead), "{waits}");
     let told = wait_for_reason(cluster, &volume.id, "AwaitingFence")?;
+    wait("an event says so", Duration::from_secs(30), || cluster.has_event(&volume.id, "AwaitingFence"))?;
     boot(cluster, "node-a")?;
     // The sidecar calls again.
     let times = attach(cluster, &volume.id, "node-b")?;

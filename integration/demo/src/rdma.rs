@@ -75,7 +75,12 @@ fn back(cluster: &Cluster, volume: &Volume) -> Result<()> {
     await_paths(cluster, volume, "rdma+tcp")?;
     let carrier = checks::carrier(cluster, "node-a", &volume.data_id)?;
     ensure!(carrier == "rdma", "I/O did not go back to RDMA but to {carrier}");
-    wait("the metric says that RDMA is back", Duration::from_secs(20), || Ok(metric(cluster, "meshstor_paths")? > 0.0))
+    wait(
+        "the metric says that RDMA is back",
+        Duration::from_secs(20),
+        || Ok(metric(cluster, "meshstor_paths")? > 0.0),
+    )?;
+    wait("an event says so, too", Duration::from_secs(20), || cluster.has_event(&volume.id, "PathBack"))
 }
 
 /// Live transports of the volume's remote copy, sorted.
@@ -91,7 +96,7 @@ fn await_paths(cluster: &Cluster, volume: &Volume, wanted: &str) -> Result<()> {
     wait(&format!("paths {wanted}"), PATIENCE, || Ok(paths(cluster, volume)? == wanted))
 }
 
-/// The agent's metrics and its log name the loss.
+/// The agent's metrics, its log and an event name the loss.
 fn told(cluster: &Cluster, volume: &Volume, paths: f64, lost: f64) -> Result<()> {
     let so =
         || Ok(metric(cluster, "meshstor_paths")? == paths && metric(cluster, "meshstor_paths_lost_total")? >= lost);
@@ -99,7 +104,7 @@ fn told(cluster: &Cluster, volume: &Volume, paths: f64, lost: f64) -> Result<()>
     let copy = &volume.data_id[..8];
     let line = format!("grep -a 'live paths.*{copy}.*rdma.*now=0' /var/log/meshstor-node.log | tail -1");
     ensure!(!cluster.guest("node-a")?.ssh_checked(&line)?.is_empty(), "no word of it in the agent's log");
-    Ok(())
+    wait("an event", Duration::from_secs(20), || cluster.has_event(&volume.id, "PathLost"))
 }
 
 /// A metric of RDMA paths on node-a; 0 while it was never counted.
