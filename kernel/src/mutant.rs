@@ -32,7 +32,8 @@ pub enum Mutant {
     FloorIgnored,
     /// A new export is made while the old one still answers (rule 4).
     FenceSkipped,
-    /// A fence is reported before what is in flight has drained (rule 4).
+    /// A fence is done before what is in flight has drained, as an unlinked port alone would be (rule 4). It sits in the
+    /// simulated kernel: the plan believes what the fence says.
     FenceReportedEarly,
     /// The fence of a local copy does not wait for the array that holds it (F6).
     LocalFenceEarly,

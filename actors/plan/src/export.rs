@@ -173,10 +173,7 @@ fn holders(partition: &PartitionFact) -> String {
 fn report(look: &ExportLook) -> ExportReport {
     let record = look.partition.as_ref().and_then(|p| p.record.as_ref());
     ExportReport {
-        fenced_epoch: match &look.wish {
-            Some(wish) if mutant::on(Mutant::FenceReportedEarly) => wish.epoch,
-            _ => record.map_or(0, |r| r.epoch),
-        },
+        fenced_epoch: record.map_or(0, |r| r.epoch),
         retire: look.wish.as_ref().map(|wish| to_retire(wish, look)).unwrap_or_default(),
         objects: look.exports.entries.len(),
         ..ExportReport::default()

@@ -51,6 +51,10 @@ enum Harm {
     Forsaken,
     /// A power cut while writes have reached the near copy and not the far ones; back before anybody has lost patience.
     Torn,
+    /// A target holds writes back, and their consumer reboots meanwhile and goes on (F20).
+    Ghost,
+    /// A consumer is alone for long; its cables are back some time before its API server is.
+    Estranged,
     /// An operator wants a copy somewhere else.
     Retired,
     /// A machine without power is taken out of the cluster; it returns later.
@@ -134,8 +138,15 @@ impl Nemesis {
         let mut kinds: Vec<Harm> =
             ALL.into_iter().filter(|_| if few { rng.usize(..7) == 0 } else { rng.bool() }).collect();
         let mut apart = Rng::with_seed(rng.get_seed() ^ APART);
-        let rare =
-            [(Harm::Forsaken, 6), (Harm::Retired, 5), (Harm::NodeRemoved, 6), (Harm::NodeLost, 8), (Harm::Torn, 6)];
+        let rare = [
+            (Harm::Forsaken, 6),
+            (Harm::Retired, 5),
+            (Harm::NodeRemoved, 6),
+            (Harm::NodeLost, 8),
+            (Harm::Torn, 6),
+            (Harm::Ghost, 6),
+            (Harm::Estranged, 5),
+        ];
         for (kind, one_in) in rare {
             if apart.usize(..one_in) == 0 {
                 kinds.push(kind);
@@ -184,6 +195,7 @@ impl Nemesis {
             world.drive_insert(node, &drive(node));
             world.drive_hang(node, &drive(node), false);
             world.drive_break(node, &drive(node), false);
+            world.drive_throttle(node, &drive(node), 0, Duration::ZERO);
             self.cluster.register(node).await;
             if self.cluster.is_lost(node) {
                 continue;

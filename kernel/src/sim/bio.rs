@@ -179,8 +179,12 @@ impl State {
     fn land(&mut self, landing: Landing) {
         let node = landing.node;
         let id = self.id();
+        let throttled = &mut self.drives[landing.drive].throttled;
+        let late = throttled.0 > 0 && landing.assoc.is_some() && matches!(landing.load, Load::Write { .. });
+        throttled.0 -= u32::from(late);
+        let time = if late { throttled.1 } else { self.config.drive_latency };
         self.landings.insert(id, landing);
-        self.after(self.config.drive_latency, node, What::Landed { landing: id });
+        self.after(time, node, What::Landed { landing: id });
     }
 
     /// The drive is done: the effect happens now, whoever still waits for it.

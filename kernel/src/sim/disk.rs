@@ -44,6 +44,8 @@ pub(super) struct Drive {
     pub(super) plugs: u64,
     /// Commands are accepted and never finish.
     pub(super) hung: bool,
+    /// Writes that come over the network and are held back for so long, each by itself: how many still, how long.
+    pub(super) throttled: (u32, Time),
     /// Every command fails with a media error.
     pub(super) broken: bool,
 }
@@ -62,6 +64,7 @@ impl Drive {
             cache_off: false,
             plugs: 0,
             hung: false,
+            throttled: Default::default(),
             broken: false,
         }
     }

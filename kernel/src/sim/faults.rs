@@ -4,7 +4,8 @@
 //! and is delivered when the wire is whole again, unless the host has given the connection up by then. Commands that
 //! had arrived are carried out; their answers are lost with the way back. A host notices after its keep-alive (5 s).
 //! Nothing is ever corrupted or reordered on one connection; between two connections of one host there is no order,
-//! so a write of a former connection can land late (a *ghost*, docs/kernel-hazards.md, F20).
+//! so a write of a former connection can land late (a *ghost*, docs/kernel-hazards.md, F20). So can one that a target
+//! throttles: later ones pass it, and it lands whatever became of its host.
 //!
 //! **Power.** A power cut takes everything a kernel holds and what volatile caches did not flush. It leaves drives with
 //! partition table, superblocks, bitmaps, records and flushed data. Commands of the dead node that are already in
@@ -274,6 +275,16 @@ impl State {
         self.say(node, format!("drive {} {}", self.drives[drive].spec.serial, if on { "hangs" } else { "goes on" }));
         if !on {
             self.release_landings(drive);
+        }
+    }
+
+    pub(super) fn throttle(&mut self, node: usize, id: &DriveId, count: u32, time: Time) {
+        let Some(drive) = self.drive_at(node, id) else { return };
+        self.drives[drive].throttled = (count, time);
+        if count > 0 {
+            let line =
+                format!("drive {} holds {count} writes back for {} s", self.drives[drive].spec.serial, time.as_secs());
+            self.say(node, line);
         }
     }
 

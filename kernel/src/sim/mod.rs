@@ -242,6 +242,12 @@ impl World {
         self.on(node, |s, n| s.hang(n, drive, on));
     }
 
+    /// The next `count` writes that a drive gets over the network are held back inside the target for `time`, each by itself:
+    /// later ones pass them (a throttled cgroup, an error that the drive recovers from).
+    pub fn drive_throttle(&self, node: &str, drive: &DriveId, count: u32, time: std::time::Duration) {
+        self.on(node, |s, n| s.throttle(n, drive, count, time));
+    }
+
     /// A drive answers every command with a media error, or is mended.
     pub fn drive_break(&self, node: &str, drive: &DriveId, on: bool) {
         self.on(node, |s, n| s.break_drive(n, drive, on));

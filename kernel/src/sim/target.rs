@@ -10,6 +10,7 @@ use crate::error::KernelError;
 use crate::facts::{ExportEntry, ExportFact, Listen};
 use crate::hint::Hint;
 use crate::id::{ExportKey, Nqn, ReplicaKey};
+use crate::mutant::{self, Mutant};
 use crate::ops::{Changed, Op};
 use std::collections::BTreeSet;
 
@@ -119,7 +120,7 @@ impl State {
             return Step::changed(unlinked);
         }
         let busy = |l: &&super::bio::Landing| l.node == node && l.assoc.as_ref().is_some_and(|a| a.key == key);
-        if self.landings.values().any(|l| busy(&l)) {
+        if self.landings.values().any(|l| busy(&l)) && !mutant::on(Mutant::FenceReportedEarly) {
             self.nodes[node].nvmet_lock = Some(job);
             return Step::Wait;
         }

@@ -59,6 +59,8 @@ impl Nemesis {
             }
             Harm::Forsaken => return self.forsake(&node, &other, time).await,
             Harm::Torn => return self.tear(&node).await,
+            Harm::Estranged => return self.estrange(&node).await,
+            Harm::Ghost => return self.haunt(&node, &other).await,
             Harm::Retired => return self.retire(),
             Harm::NodeRemoved => return self.remove(&node, time).await,
             Harm::NodeLost => return self.lose(&node).await,
@@ -170,6 +172,30 @@ impl Nemesis {
         }
         if !self.over.get() {
             self.undo(Harm::Isolate, node, node);
+        }
+    }
+
+    /// See [`Harm::Estranged`]. It still dials where it has been fenced, and has not heard of it.
+    async fn estrange(&self, node: &str) {
+        self.cluster.api_link(node, Link::Hang);
+        self.cluster.world.isolate(node);
+        pass(self.between(8.0, 45.0)).await;
+        if !self.over.get() {
+            self.undo(Harm::Isolate, node, node);
+            pass(self.between(3.0, 20.0)).await;
+        }
+        if !self.over.get() {
+            self.cluster.api_link(node, Link::Up);
+        }
+    }
+
+    /// See [`Harm::Ghost`].
+    async fn haunt(&self, node: &str, other: &str) {
+        let time = Duration::from_secs_f64(self.between(2.0, 25.0));
+        self.cluster.world.drive_throttle(other, &drive(other), 3, time);
+        pass(self.between(0.3, 1.5)).await;
+        if !self.over.get() && node != other {
+            self.down(Harm::PowerCut, node, self.between(0.1, 1.0)).await;
         }
     }
 
