@@ -69,7 +69,6 @@ pub enum Op {
         /// Proof that nobody uses it.
         evidence: Unclaimed,
     },
-
     /// Build an export wholly: subsystem, namespace with fixed ids, enable, allowed host, port link last. One operation,
     /// so that a linked port without host and enabled namespace cannot be expressed (docs/protocol.md, rule 4).
     Export {
@@ -90,7 +89,6 @@ pub enum Op {
         /// Identity.
         key: ExportKey,
     },
-
     /// Connect to one address of an export (pre-dialled), with our host NQN and host id, `ctrl_loss_tmo=-1`.
     Connect {
         /// Export.

@@ -272,11 +272,13 @@ fn a_node_lost_before_the_volume_was_used_holds_up_the_pod_for_less_than_a_call(
             pod.start(59.0).await;
             let pod = pod.used().await;
             assert_eq!(pod.places(), nodes(&["a"]));
-            if back {
-                pod.power_on("b");
+            let places = nodes(&["a", if back { "b" } else { "c" }]);
+            if !back {
+                pod.until("another one is made", 400.0, |pod| pod.places() == places).await;
             }
+            pod.power_on("b");
             pod.whole(400.0).await;
-            assert_eq!(pod.places(), nodes(&["a", if back { "b" } else { "c" }]));
+            assert_eq!(pod.places(), places);
         }
     });
 }

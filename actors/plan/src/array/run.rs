@@ -110,7 +110,7 @@ fn lost(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
 fn freeze_all(record: &VolumeRecord, gone: ReplicaId, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
     let status = in_use(look, Some(Reason::LastCopyFrozen { replica: gone }));
     match array.members.iter().find(|(_, member)| member.in_sync()) {
-        Some((component, _)) if !frozen(array) && !(look.freeze_failed && unused(array)) => {
+        Some((component, _)) if !(frozen(array) || look.freeze_failed && unused(array)) => {
             let op = Op::FreezeWrites { volume: record.volume, component: component.clone(), frozen: true };
             Plan::step(op, status)
         }
