@@ -38,7 +38,7 @@ pub fn changes(before: &[Condition], after: &[Condition]) -> Vec<Told> {
         if same || (now.type_ == "Ready" && find(after, "Healthy").is_some()) {
             continue;
         }
-        let positive = matches!(now.type_.as_str(), "Ready" | "Healthy");
+        let positive = matches!(now.type_.as_str(), "Ready" | "Healthy" | "Takeover");
         let warning = (now.status == "True") != positive;
         // The first good word about an object is no news.
         if !warning && old.is_none() {
@@ -139,11 +139,15 @@ mod tests {
 
     #[test]
     fn a_message_alone_is_no_news_and_other_conditions_are_bad_when_they_hold() {
-        let waits = |message: &str| conditions(&[("Takeover", true, "AwaitingFence", message)]);
+        let waits = |message: &str| conditions(&[("Missing", true, "Silent", message)]);
         assert_eq!(changes(&waits("1 s"), &waits("2 s")), []);
         assert!(changes(&[], &waits("1 s"))[0].warning);
-        let over = conditions(&[("Takeover", false, "Healthy", "")]);
+        let over = conditions(&[("Missing", false, "Healthy", "")]);
         assert!(!changes(&waits("1 s"), &over)[0].warning);
+        assert!(
+            changes(&[], &conditions(&[("Takeover", false, "AwaitingFence", "r0")]))[0].warning,
+            "a takeover that waits"
+        );
     }
 
     #[test]
