@@ -229,7 +229,7 @@ impl Machine for Array {
 /// Whether there is an array or what is left of one, and nothing in the way of letting go of it.
 fn unused(look: &ArrayLook) -> bool {
     match &look.array {
-        Some(array) => array.mounts.is_empty() && array.holders.is_empty(),
+        Some(array) => run::unused(array),
         None => !look.connections.is_empty(),
     }
 }

@@ -76,7 +76,8 @@ fn broken(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     revive(record, array, report(look, Some(Reason::LastCopyFrozen { replica: gone })))
 }
 
-fn unused(array: &ArrayFact) -> bool {
+/// Whether nothing is mounted from it or stacked on it.
+pub(super) fn unused(array: &ArrayFact) -> bool {
     array.mounts.is_empty() && array.holders.is_empty()
 }
 
