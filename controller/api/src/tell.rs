@@ -1,7 +1,8 @@
 //! Kubernetes events: what `kubectl describe` shows of a change, beside the condition that stands there afterwards.
 //!
-//! Called by the node agents and by the controller after a condition was written. Nothing ever waits for an event or depends
-//! on one: a server that takes none costs a line in the log.
+//! Called by the node agents and by the controller after a condition was written. Nothing depends on an event: a server
+//! that takes none costs a line in the log. Agents send them beside their work, the controller waits for each, [`PATIENCE`] at
+//! most.
 
 use crate::condition::Condition;
 use k8s_openapi::api::core::v1::ObjectReference;

@@ -31,7 +31,7 @@ fn held_recovery(cluster: &mut Cluster) -> Result<String> {
     // In the guest itself: the copy takes seconds.
     let kill = "for i in $(seq 600); do grep -qs recover /sys/block/md*/md/sync_action && break; sleep 0.1; done; \
                 p=$(cat /run/meshstor/agent.pid); kill -9 $p; sleep 0.2; ! kill -0 $p 2>/dev/null";
-    guest.ssh_within(kill, Duration::from_secs(90))?;
+    ensure!(guest.ssh_within(kill, Duration::from_secs(90))?.ok(), "the agent was not killed");
     let look = || guest.ssh_checked("cat /sys/block/md*/md/sync_action /sys/block/md*/md/sync_completed");
     let mut last = String::new();
     wait("the copy comes to its end", Duration::from_secs(120), || {

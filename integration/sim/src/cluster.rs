@@ -141,9 +141,9 @@ impl Cluster {
         self.store.force(NODES, "", name, None);
     }
 
-    /// This machine broke, or is repaired (nothing).
-    pub fn lose(&self, name: Option<&str>) {
-        self.lost.replace(name.map(str::to_string));
+    /// This machine broke.
+    pub fn lose(&self, name: &str) {
+        self.lost.replace(Some(name.to_string()));
     }
 
     /// Whether this is the machine that broke.

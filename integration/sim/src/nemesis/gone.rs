@@ -64,7 +64,7 @@ impl Nemesis {
             return self.cluster.start_agent(node);
         }
         self.cluster.world.power_cut(node);
-        self.cluster.lose(Some(node));
+        self.cluster.lose(node);
         self.say(format!("{node} is lost for good"));
     }
 }
