@@ -133,6 +133,13 @@ impl TryFrom<&proto::NodeUnpublishVolumeRequest> for NodeUnpublishVolume {
     }
 }
 
+/// Where a volume is said to be. At a path that no volume can have none is: that is NOT_FOUND, as csi-sanity demands of the
+/// two calls that ask about a path.
+fn somewhere(path: &str) -> Result<PathBuf, Refusal> {
+    let found = field::path("volume_path", path);
+    found.map_err(|refusal| if path.is_empty() { refusal } else { Refusal { code: Code::NotFound, ..refusal } })
+}
+
 /// Ask how full a volume is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeGetVolumeStats {
@@ -150,7 +157,7 @@ impl TryFrom<&proto::NodeGetVolumeStatsRequest> for NodeGetVolumeStats {
     fn try_from(message: &proto::NodeGetVolumeStatsRequest) -> Result<Self, Refusal> {
         Ok(Self {
             volume_id: field::volume_id(&message.volume_id)?,
-            volume_path: field::path("volume_path", &message.volume_path)?,
+            volume_path: somewhere(&message.volume_path)?,
             staging_target_path: field::optional_path(STAGING, &message.staging_target_path)?,
         })
     }
@@ -177,7 +184,7 @@ impl TryFrom<&proto::NodeExpandVolumeRequest> for NodeExpandVolume {
     fn try_from(message: &proto::NodeExpandVolumeRequest) -> Result<Self, Refusal> {
         Ok(Self {
             volume_id: field::volume_id(&message.volume_id)?,
-            volume_path: field::path("volume_path", &message.volume_path)?,
+            volume_path: somewhere(&message.volume_path)?,
             staging_target_path: field::optional_path(STAGING, &message.staging_target_path)?,
             capacity: message
                 .capacity_range

@@ -114,6 +114,9 @@ fn stats_and_expand_need_an_id_and_a_path() {
     stats.volume_path = "/t".into();
     assert_eq!(NodeGetVolumeStats::try_from(&stats).unwrap().staging_target_path, None);
 
+    stats.volume_path = "some/path".into();
+    assert_eq!(NodeGetVolumeStats::try_from(&stats).unwrap_err().code, tonic::Code::NotFound);
+
     let mut expand = proto::NodeExpandVolumeRequest { volume_id: "v".into(), ..Default::default() };
     assert_eq!(NodeExpandVolume::try_from(&expand), Err(Refusal::missing("volume_path")));
     expand.volume_path = "/t".into();

@@ -18,8 +18,8 @@ const NOBODY: u32 = 65534;
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const GIB: i64 = 1 << 30;
 
-/// A running `meshstor dev`.
-struct Dev {
+/// A running `meshstor dev` with three nodes; ended and removed when dropped.
+pub struct Dev {
     child: Child,
     dir: PathBuf,
     metrics: String,
@@ -36,7 +36,7 @@ impl Drop for Dev {
 /// Runs the whole check; `page` gets the metrics page.
 pub fn run(binary: &Path, page: Option<&Path>) -> Result<()> {
     let begin = Instant::now();
-    let dev = start(binary)?;
+    let dev = Dev::start(binary)?;
     println!("dev: three simulated nodes up after {:.2} s, without root", begin.elapsed().as_secs_f64());
     let socket = |name: &str| Csi::at(&dev.dir.join(format!("{name}.sock"))).map(|csi| csi.mounting_below(&dev.dir));
     life_of_a_volume(&socket("controller")?, &socket("node-1")?)?;
@@ -51,38 +51,58 @@ pub fn run(binary: &Path, page: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Starts it as nobody when this program is root, with a copy of the binary that nobody can read.
-fn start(binary: &Path) -> Result<Dev> {
-    let dir = std::env::temp_dir().join(format!("meshstor-dev-check-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    let program = dir.join("meshstor");
-    std::fs::copy(binary, &program).with_context(|| format!("copy {}", binary.display()))?;
-    let mut command = Command::new(&program);
-    command.args(["dev", "--nodes", "3", "--directory"]).arg(&dir);
-    if nix::unistd::geteuid().is_root() {
-        chown(&dir, Some(NOBODY), Some(NOBODY)).context("give the directory to nobody")?;
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("start meshstor dev")?;
-    let stdout = child.stdout.take().context("a piped child has a stdout")?;
-    let mut dev = Dev { child, dir, metrics: String::new() };
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if tell.send(line).is_err() {
-                return;
+impl Dev {
+    /// Starts it as nobody when this program is root, with a copy of the binary that nobody can read.
+    pub fn start(binary: &Path) -> Result<Dev> {
+        let dir = std::env::temp_dir().join(format!("meshstor-dev-check-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        let program = dir.join("meshstor");
+        std::fs::copy(binary, &program).with_context(|| format!("copy {}", binary.display()))?;
+        if nix::unistd::geteuid().is_root() {
+            chown(&dir, Some(NOBODY), Some(NOBODY)).context("give the directory to nobody")?;
+        }
+        let mut command = as_nobody(&program);
+        command.args(["dev", "--nodes", "3", "--directory"]).arg(&dir);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("start meshstor dev")?;
+        let stdout = child.stdout.take().context("a piped child has a stdout")?;
+        let mut dev = Dev { child, dir, metrics: String::new() };
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        loop {
+            let line = told.recv_timeout(START_PATIENCE).context("meshstor dev did not say that it is up")?;
+            if let Some(address) = line.strip_prefix("metrics") {
+                dev.metrics = address.trim().to_string();
+            }
+            if line.starts_with("dev: ") {
+                return Ok(dev);
             }
         }
-    });
-    loop {
-        let line = told.recv_timeout(START_PATIENCE).context("meshstor dev did not say that it is up")?;
-        if let Some(address) = line.strip_prefix("metrics") {
-            dev.metrics = address.trim().to_string();
-        }
-        if line.starts_with("dev: ") {
-            return Ok(dev);
-        }
     }
+
+    /// Its directory, with the sockets.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A program run by the same user.
+    pub fn command(&self, program: &Path) -> Command {
+        as_nobody(program)
+    }
+}
+
+/// A program run as nobody when this one is root.
+fn as_nobody(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if nix::unistd::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
 }
 
 fn life_of_a_volume(controller: &Csi, node: &Csi) -> Result<()> {

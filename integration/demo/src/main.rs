@@ -18,6 +18,7 @@ mod inputs;
 mod rdma;
 mod regressions;
 mod rewind;
+mod sanity;
 mod scenarios;
 mod script;
 mod story;
@@ -100,6 +101,15 @@ enum Command {
         #[arg(long)]
         page: Option<PathBuf>,
     },
+    /// Run csi-sanity against `meshstor dev`
+    Sanity {
+        /// The `meshstor` binary
+        #[arg(long)]
+        binary: PathBuf,
+        /// The `csi-sanity` binary
+        #[arg(long)]
+        suite: PathBuf,
+    },
     /// In a guest: write blocks that carry their identity, each synchronously, and print each acknowledgement
     Write(writer::Write),
     /// In a guest: read the blocks back and print what they carry
@@ -113,6 +123,7 @@ fn main() -> std::process::ExitCode {
         Command::Chaos { binaries, kernel, draw, keep } => chaos::run(&binaries, &kernel, &draw, keep),
         Command::Regressions { binaries, kernel, only, keep } => regressions::run(&binaries, &kernel, &only, keep),
         Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
+        Command::Sanity { binary, suite } => sanity::run(&binary, &suite),
         Command::Write(arguments) => writer::write(&arguments),
         Command::Read(arguments) => writer::read(&arguments),
     };

@@ -6,6 +6,7 @@
 mod build;
 mod demo;
 mod model;
+mod sanity;
 mod sim;
 mod test;
 mod tidy;
@@ -34,6 +35,8 @@ enum Command {
     Sim(sim::Arguments),
     /// Known bugs in the production code, one at a time: the simulator has to see each
     Mutants(sim::Mutants),
+    /// csi-sanity against a simulated cluster
+    Sanity(sanity::Arguments),
     /// Everything CI runs
     Test(test::Arguments),
     /// Style rules and pages that a machine can check
@@ -50,6 +53,7 @@ fn main() -> std::process::ExitCode {
         Command::Model(arguments) => model::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => sim::hunt(&arguments),
+        Command::Sanity(arguments) => sanity::run(&arguments),
         Command::Test(arguments) => test::run(arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Vm(arguments) => vm::run(arguments),

@@ -3,10 +3,10 @@
 //! Called by `tools`. There is no registry to pull images from where the lab runs, and the API server is the one part
 //! of Kubernetes that no fake replaces. The versions and their checksums are pinned by `tools/kube/go.{mod,sum}`.
 
-use crate::exec::{run, run_logged, step};
+use super::go::Module;
+use crate::exec::run;
 use crate::paths::{Paths, make_dir};
-use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
+use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,49 +41,18 @@ impl KubeTool {
 
 /// Where a program lies once it is built.
 pub(super) fn path(paths: &Paths, tool: KubeTool) -> PathBuf {
-    dir(paths).join(tool.name())
+    module().program(paths, tool.name())
 }
 
 /// Builds those programs that the cache lacks.
 pub(super) fn ensure(paths: &Paths, tools: &[KubeTool]) -> Result<()> {
-    let missing: Vec<KubeTool> = tools.iter().copied().filter(|tool| !path(paths, *tool).is_file()).collect();
-    if !missing.is_empty() {
-        let names: Vec<&str> = missing.iter().map(|tool| tool.name()).collect();
-        step(&format!("build {} {VERSION} (minutes, once)", names.join(" and ")), || build(paths, &missing))?;
-    }
+    let packages: Vec<String> = tools.iter().map(|tool| tool.package()).collect();
+    module().ensure(paths, &packages)?;
     share_kubectl(paths)
 }
 
-fn dir(paths: &Paths) -> PathBuf {
-    let digest = Sha256::new().chain_update(GO_MOD).chain_update(GO_SUM).finalize();
-    let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    paths.root().join("kube").join(format!("{VERSION}-{short}"))
-}
-
-fn build(paths: &Paths, tools: &[KubeTool]) -> Result<()> {
-    if super::find("go").is_none() {
-        bail!("the Go toolchain is needed to build Kubernetes {VERSION}: install Go 1.26 or newer");
-    }
-    let target = dir(paths);
-    let work = target.join("work");
-    let module = work.join("module");
-    make_dir(&module)?;
-    std::fs::write(module.join("go.mod"), GO_MOD).context("write go.mod")?;
-    std::fs::write(module.join("go.sum"), GO_SUM).context("write go.sum")?;
-    let mut command = Command::new("nice");
-    command
-        .current_dir(&module)
-        .env("CGO_ENABLED", "0")
-        .env("GOBIN", work.join("bin"))
-        .args(["go", "install", "-trimpath", "-ldflags", &link_flags()])
-        .args(tools.iter().map(|tool| tool.package()));
-    run_logged(&mut command, &target.join("build.log"))?;
-    for tool in tools {
-        // Renamed only when complete: a file in place is a finished file.
-        std::fs::rename(work.join("bin").join(tool.name()), path(paths, *tool))
-            .with_context(|| format!("move {} into place", tool.name()))?;
-    }
-    std::fs::remove_dir_all(&work).context("remove the build directory")
+fn module() -> Module {
+    Module { name: "kube", version: VERSION, go_mod: GO_MOD, go_sum: GO_SUM, link_flags: link_flags() }
 }
 
 /// Without these the server reports an empty version, which clients refuse.

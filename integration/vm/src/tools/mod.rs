@@ -4,8 +4,10 @@
 //! machine it runs on (root needed only when one is missing); everything else goes to the cache directory.
 
 pub(crate) mod apt;
+mod go;
 mod kube;
 mod qemu;
+mod sanity;
 
 use crate::paths::Paths;
 use anyhow::Result;
@@ -56,6 +58,11 @@ pub fn promtool(paths: &Paths) -> Result<PathBuf> {
         crate::exec::run(std::process::Command::new("dpkg-deb").arg("-x").arg(&package).arg(&dir))?;
     }
     Ok(program)
+}
+
+/// `csi-sanity`, built when the cache lacks it.
+pub fn csi_sanity(paths: &Paths) -> Result<PathBuf> {
+    sanity::ensure(paths)
 }
 
 /// The path of one Kubernetes program, building it when the cache lacks it.

@@ -5,7 +5,7 @@
 
 use super::count::{Tally, TestRun};
 use super::{Context, stream};
-use crate::{build, model, sim, tidy, workspace};
+use crate::{build, model, sanity, sim, tidy, workspace};
 use anyhow::{Context as _, Result, bail};
 use meshstor_lab::{Paths, tools};
 use std::path::PathBuf;
@@ -47,6 +47,7 @@ pub const STAGES: &[Stage] = &[
         run: explore,
     },
     Stage { name: "dev", about: "meshstor dev without root, a CSI client, promtool's lint", gate: false, run: dev },
+    Stage { name: "sanity", about: "csi-sanity against meshstor dev", gate: false, run: conformance },
     Stage { name: "demo", about: "the main job on real kernels", gate: false, run: demo },
     Stage { name: "scenarios", about: "harm done to a cluster on real kernels", gate: false, run: scenarios },
 ];
@@ -149,7 +150,12 @@ fn explore(context: &Context) -> Result<Tally> {
     self_counting(context, "model", model::command(true)?, shown)
 }
 
-/// Runs a program whose last line is `NAME: N passed, N failed`.
+fn conformance(context: &Context) -> Result<Tally> {
+    let shown = |line: &str| line.contains("skipped: ") || line.contains("FAILED");
+    self_counting(context, "sanity", sanity::command()?, shown)
+}
+
+/// Runs a program whose last line is `NAME: N passed, N failed`, `, N skipped` or not.
 fn self_counting(context: &Context, name: &str, command: Command, shown: impl Fn(&str) -> bool) -> Result<Tally> {
     let mut tally = Tally::default();
     let succeeded = stream::run(command, &log(context, name), |line| {
@@ -165,10 +171,14 @@ fn self_counting(context: &Context, name: &str, command: Command, shown: impl Fn
     Ok(tally)
 }
 
-/// `N passed, N failed`.
+/// `N passed, N failed`; `, N skipped` may follow.
 fn sum(text: &str) -> Option<Tally> {
+    let (text, skipped) = match text.strip_suffix(" skipped") {
+        Some(text) => text.rsplit_once(", ").and_then(|(text, number)| Some((text, number.parse().ok()?)))?,
+        None => (text, 0),
+    };
     let (passed, failed) = text.strip_suffix(" failed")?.split_once(" passed, ")?;
-    Some(Tally { passed: passed.parse().ok()?, failed: failed.parse().ok()?, skipped: 0 })
+    Some(Tally { passed: passed.parse().ok()?, failed: failed.parse().ok()?, skipped })
 }
 
 fn dev(context: &Context) -> Result<Tally> {
@@ -285,6 +295,8 @@ mod tests {
     #[test]
     fn the_sum_is_read_from_a_last_line_and_from_nothing_else() {
         assert_eq!(sum("25 passed, 1 failed"), Some(Tally { passed: 25, failed: 1, skipped: 0 }));
+        assert_eq!(sum("5 passed, 0 failed, 12 skipped"), Some(Tally { passed: 5, failed: 0, skipped: 12 }));
+        assert_eq!(sum("5 passed, 0 failed, skipped"), None);
         assert_eq!(sum("25 passed"), None);
         assert_eq!(sum("110232 writes acknowledged, 30 seeds per minute"), None);
         assert_eq!(sum("many passed, 0 failed"), None);
