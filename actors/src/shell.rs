@@ -31,6 +31,8 @@ use voice::{DeathWatch, Speaker};
 const OBSERVE_MAX: Duration = Duration::from_secs(30);
 /// A compare-and-swap has its own shorter timeout; this is the fuse behind it.
 const RECORD_MAX: Duration = Duration::from_secs(15);
+/// The same for an operation of the kernel, after its own deadline.
+const KERNEL_FUSE: Duration = Duration::from_secs(1);
 /// So many steps without a rest are a plan that runs in circles: it goes on, slowly and loudly.
 const STEPS_WITHOUT_REST: u32 = 64;
 
@@ -333,7 +335,8 @@ async fn round<M: Machine, W: World<M>>(world: Rc<W>, wanted: Wanted<M::Desired>
     // A failure stays in the report until a step works or nothing is left to do.
     speaker.says(status, wanted.revision, false);
     let limit = match &step {
-        Step::Kernel(op) => op.deadline(),
+        // The kernel's binding keeps the deadline and tells the world; this is the fuse behind it.
+        Step::Kernel(op) => op.deadline() + KERNEL_FUSE,
         Step::Record(_) => RECORD_MAX,
     };
     let audit = events::Audit::begin(M::KIND, &speaker.key, &step);

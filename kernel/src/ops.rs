@@ -314,9 +314,9 @@ impl Op {
     /// How long the operation may take before its result no longer counts and we look again.
     pub fn deadline(&self) -> Duration {
         match self {
+            // Microseconds, unless MD's mutex is taken; then the record must not wait for it (simulator, seed 78).
+            Op::FreezeWrites { frozen, .. } => Duration::from_millis(if *frozen { 100 } else { 2000 }),
             // Zeroing runs at the drive's pace: 64 GiB at 500 MB/s and some.
-            // Microseconds, unless MD's mutex is taken; then what it was to make time for must not wait for it.
-            Op::FreezeWrites { .. } => Duration::from_secs(2),
             Op::BlankPartition { .. } | Op::RemovePartition { .. } => Duration::from_secs(300),
             // The drain waits for the backing drive, whose own command timeout is 30 s, twice.
             Op::Fence { .. } => Duration::from_secs(70),

@@ -33,6 +33,7 @@ fn superblock(slot: u16, events: u64) -> Superblock {
         data_offset: DATA_OFFSET,
         component_bytes: 1 << 30,
         recovery_offset: None,
+        write_mostly: false,
         resync_pending: false,
         bitmap: Some(bitmap),
     }

@@ -206,6 +206,7 @@ fn superblock(device: u128) -> Superblock {
         data_offset: DATA_OFFSET,
         component_bytes: 1 << 30,
         recovery_offset: None,
+        write_mostly: false,
         resync_pending: false,
         bitmap: None,
     }

@@ -26,6 +26,7 @@ use draft::{Draft, StatusDraft, name, uid, version, volume_draft};
 use json_patch::Patch;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshstor_kernel::id::ReplicaId;
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::record::{Change, Expect, RecordOp};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +46,10 @@ pub fn record(op: &RecordOp, stored: &MeshStorVolume) -> Result<Patch, PatchErro
         draft.test("/spec/attachment/consumer", json!(consumer));
     }
     let mut status = StatusDraft { draft, volume: stored, first: true };
-    if let Some(old) = in_sync {
+    let absent = stored.status.as_ref().is_none_or(|status| status.in_sync.is_none());
+    if let Some(old) = in_sync
+        && !(absent && mutant::on(Mutant::AbsentIsAll))
+    {
         status.draft.test("/status/inSync", json!(old));
     }
     let known = || in_sync.clone().ok_or_else(|| PatchError::Unknown { object: name.clone() });

@@ -109,8 +109,10 @@ pub(super) async fn reserve(case: &Case<'_>, wanted: &Place) -> Result<Acted, Co
     };
     let Some(pick) = choice.picks.first() else { return Ok(Acted::Nothing) };
     let id = next(case);
-    let number = patch::numbered(case.volume, id)?;
-    case.context.writer.patch::<MeshStorVolume>(&case.record.name, Endpoint::Main, number).await?;
+    if !mutant::on(Mutant::NumberUsedAgain) {
+        let number = patch::numbered(case.volume, id)?;
+        case.context.writer.patch::<MeshStorVolume>(&case.record.name, Endpoint::Main, number).await?;
+    }
     let reservation = reservation(case.volume, id, pick);
     // Taken: another controller has seen the same; the next look shows it.
     if let Creation::Made(_) = case.context.writer.create(&reservation).await? {

@@ -24,6 +24,8 @@ use uuid::Uuid;
 
 const GIB: u64 = 1 << 30;
 const NODES: &str = "nodes";
+/// From the start of an agent until it has looked at its arrays.
+const STARTING: Duration = Duration::from_secs(1);
 /// What every clock of a run says at its beginning.
 const BEGIN: i64 = 1_767_225_600;
 
@@ -46,6 +48,15 @@ pub struct Cluster {
     origin: Instant,
     /// The machine that broke for good, if one did.
     lost: RefCell<Option<String>>,
+    /// When a node's agent was killed, and when one was started again.
+    without: RefCell<Vec<Without>>,
+}
+
+/// A time without an agent.
+struct Without {
+    node: String,
+    from: Duration,
+    to: Option<Duration>,
 }
 
 impl Cluster {
@@ -85,6 +96,7 @@ impl Cluster {
             id,
             origin,
             lost: RefCell::default(),
+            without: RefCell::default(),
         });
         actix::spawn(async move { world.run().await });
         names.iter().for_each(|name| cluster.start_agent(name));
@@ -120,6 +132,8 @@ impl Cluster {
         let usage: AskUsage = Arc::new(|_| Ok(Usage { bytes: (1, 0, 1), inodes: (1, 0, 1) }));
         let service = NodeService::new(node.clone(), client, NodeName(name.into()), "default".into(), usage);
         self.agents.borrow_mut().insert(name.into(), Agent { node, service });
+        let mut without = self.without.borrow_mut();
+        without.iter_mut().filter(|w| w.node == name && w.to.is_none()).for_each(|w| w.to = Some(self.world.now()));
     }
 
     /// SIGKILL.
@@ -127,8 +141,16 @@ impl Cluster {
         let agent = self.agents.borrow_mut().remove(name);
         if let Some(agent) = agent {
             self.world.kill_agent(name);
+            self.without.borrow_mut().push(Without { node: name.into(), from: self.world.now(), to: None });
             let _ended = agent.node.send(Kill).await;
         }
+    }
+
+    /// The time in which a node had no agent, around this moment.
+    pub fn without_agent(&self, name: &str, at: Duration) -> Option<(Duration, Duration)> {
+        let without = self.without.borrow();
+        let mut of_node = without.iter().filter(|w| w.node == name).map(|w| (w.from, w.to.unwrap_or(Duration::MAX)));
+        of_node.find(|(from, to)| *from <= at && at <= to.saturating_add(STARTING))
     }
 
     /// Its Node object is there.

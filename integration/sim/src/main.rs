@@ -8,6 +8,7 @@
 
 mod batch;
 mod cluster;
+mod directed;
 mod mutants;
 mod nemesis;
 mod oracle;
@@ -33,7 +34,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     name = "meshstor-sim",
     after_help = "Examples:\n  meshstor-sim --seeds 200\n  meshstor-sim --seed 4711\n  RUST_LOG=info meshstor-sim --seed 4711\n  meshstor-sim --first 1000 --seeds 500\n  \
-                  meshstor-sim --mutants\n  meshstor-sim --mutants --only fence-skipped"
+                  meshstor-sim --mutants\n  meshstor-sim --mutants --only fence-skipped\n  \
+                  meshstor-sim --scene floor-ignored --mutant floor-ignored"
 )]
 pub struct Arguments {
     /// How many seeds; for mutants: how many at most for each
@@ -60,12 +62,15 @@ pub struct Arguments {
     /// Only mutants whose name contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// Only mutants that a kept seed has seen
+    /// Only mutants that a kept seed has seen, or that have a scene
     #[arg(long)]
     seen: bool,
-    /// With --seed: the run has this bug in it
+    /// With --seed or --scene: the run has this bug in it
     #[arg(long)]
     mutant: Option<String>,
+    /// Play the scene that is made for this bug, with --mutant with the bug in it, and print its trace
+    #[arg(long)]
+    scene: Option<String>,
 }
 
 impl Arguments {
@@ -76,12 +81,13 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // For one seed: what the program would have logged, without times of day.
-    if let (Some(_), Ok(filter)) = (arguments.seed, std::env::var("RUST_LOG")) {
+    // For one run: what the program would have logged, without times of day.
+    if let (true, Ok(filter)) = (arguments.seed.is_some() || arguments.scene.is_some(), std::env::var("RUST_LOG")) {
         let log = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false);
         log.with_writer(std::io::stderr).init();
     }
-    let passed = match (arguments.seed, arguments.mutants) {
+    let single = arguments.seed.or(arguments.scene.is_some().then_some(0));
+    let passed = match (single, arguments.mutants) {
         (Some(seed), _) => one(seed, &arguments),
         (None, true) => mutants::all(&arguments),
         (None, false) => batch::all(&arguments),
@@ -89,19 +95,30 @@ fn main() -> ExitCode {
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One seed with its whole trace.
+/// One seed, or one scene, with its whole trace.
 fn one(seed: u64, arguments: &Arguments) -> bool {
-    let mutant = match arguments.mutant.as_deref().map(mutants::named) {
-        Some(None) => {
-            eprintln!("error: --mutant is {:?}: there is no such mutant", arguments.mutant.as_deref().unwrap_or(""));
+    let known = |flag: &str, name: Option<&str>| {
+        let named = name.map(mutants::named);
+        if let Some(None) = named {
+            eprintln!("error: {flag} is {:?}: there is no such mutant", name.unwrap_or_default());
+        }
+        named.map_or(Ok(None), |mutant| mutant.map(Some).ok_or(()))
+    };
+    let (Ok(mutant), Ok(scene)) =
+        (known("--mutant", arguments.mutant.as_deref()), known("--scene", arguments.scene.as_deref()))
+    else {
+        return false;
+    };
+    let (what, outcome) = match scene.map(|made_for| (made_for, directed::of(made_for))) {
+        Some((made_for, Some(scene))) => (format!("scene {}", made_for.name()), scene.run(mutant)),
+        Some((made_for, None)) => {
+            eprintln!("error: --scene is {}: no scene is made for this mutant, seeds see it", made_for.name());
             return false;
         }
-        Some(mutant) => mutant,
-        None => None,
+        None => (format!("seed {seed}"), run::run(seed, arguments.harm, mutant)),
     };
-    let outcome = run::run(seed, arguments.harm, mutant);
     outcome.trace.iter().for_each(|line| println!("{line}"));
     outcome.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
-    println!("seed {seed}: {} writes acknowledged, {} failures", outcome.acknowledged, outcome.failures.len());
+    println!("{what}: {} writes acknowledged, {} failures", outcome.acknowledged, outcome.failures.len());
     outcome.failures.is_empty()
 }

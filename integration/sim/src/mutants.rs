@@ -1,11 +1,13 @@
-//! The mutants: each known bug is put into the program alone, and seeds run until one fails. A mutant that no seed finds
-//! means that the oracle is blind, or that the bug cannot do harm: either has to be understood.
+//! The mutants: each known bug is put into the program alone, and seeds run until one fails; a bug whose conditions are
+//! rare has a scene that is made for it. A mutant that nobody sees means that the oracle is blind, or that the bug cannot
+//! do harm: either has to be understood.
 //!
 //! Called by `main` for `cargo xtask mutants`. A run counts as caught by what the oracle says at its end, as for the
 //! program without a bug; nothing here knows how a bug shows.
 
 use crate::Arguments;
 use crate::batch::each;
+use crate::directed::{self, Scene};
 use crate::run::run;
 use meshstor_kernel::mutant::Mutant;
 use std::sync::atomic::Ordering;
@@ -27,11 +29,17 @@ fn seen(mutant: Mutant) -> Vec<u64> {
 
 /// Runs all of them that are asked for; answers whether each was caught.
 pub fn all(arguments: &Arguments) -> bool {
-    let asked = |m: &Mutant| m.name().contains(&arguments.only) && (!arguments.seen || !seen(*m).is_empty());
+    let asked = |m: &Mutant| {
+        m.name().contains(&arguments.only) && (!arguments.seen || !seen(*m).is_empty() || directed::of(*m).is_some())
+    };
     let chosen: Vec<Mutant> = Mutant::ALL.into_iter().filter(asked).collect();
     let (mut caught, mut missed) = (0, Vec::new());
     for mutant in chosen {
-        match hunt(mutant, arguments) {
+        let caught_it = match directed::of(mutant) {
+            Some(scene) => played(mutant, scene),
+            None => hunt(mutant, arguments),
+        };
+        match caught_it {
             true => caught += 1,
             false => missed.push(mutant.name()),
         }
@@ -41,6 +49,18 @@ pub fn all(arguments: &Arguments) -> bool {
     }
     println!("mutants: {caught} passed, {} failed", missed.len());
     missed.is_empty()
+}
+
+/// Plays the scene that is made for a mutant: without the bug nothing may be wrong, with it something has to be.
+fn played(mutant: Mutant, scene: &'static Scene) -> bool {
+    let (sound, with_bug) = (scene.run(None), scene.run(Some(mutant)));
+    let name = mutant.name();
+    match (sound.failures.first(), with_bug.failures.first()) {
+        (Some(failure), _) => println!("{name}: its scene fails without the bug: {failure}"),
+        (None, Some(failure)) => println!("{name}: caught by its scene: {failure}"),
+        (None, None) => println!("{name}: NOT CAUGHT by its scene"),
+    }
+    sound.failures.is_empty() && !with_bug.failures.is_empty()
 }
 
 /// Runs seeds with the bug until one fails.

@@ -7,6 +7,7 @@ use crate::workload::Life;
 use fastrand::Rng;
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::sim::Config;
+use std::future::Future;
 use std::rc::Rc;
 
 /// After all harm: copies are in sync again within this many simulated seconds. Retries of CSI calls, back-offs of up to
@@ -29,8 +30,26 @@ pub struct Outcome {
     pub acknowledged: usize,
 }
 
-/// Runs a seed on a paused clock, with a bug or without.
+impl Outcome {
+    /// What became of a cluster.
+    pub fn of(cluster: &Cluster, failures: Vec<String>) -> Outcome {
+        let acknowledged = cluster.world.history().iter().filter(|write| write.acknowledged.is_some()).count();
+        Outcome { failures, trace: cluster.world.trace(), acknowledged }
+    }
+
+    /// Nothing could be run.
+    pub fn failed(failure: String) -> Outcome {
+        Outcome { failures: vec![failure], trace: vec![], acknowledged: 0 }
+    }
+}
+
+/// Runs a seed, with a bug or without.
 pub fn run(seed: u64, harm: u64, bug: Option<Mutant>) -> Outcome {
+    simulated(seed, bug, one(seed, harm))
+}
+
+/// Runs a simulation on a paused clock.
+pub fn simulated(seed: u64, bug: Option<Mutant>, simulation: impl Future<Output = Outcome>) -> Outcome {
     mutant::set(bug);
     // Libraries below us draw from the thread's generator: back-offs must be the seed's as well.
     fastrand::seed(seed);
@@ -45,7 +64,7 @@ pub fn run(seed: u64, harm: u64, bug: Option<Mutant>) -> Outcome {
             }
         }
     };
-    let outcome = actix::System::with_tokio_rt(runtime).block_on(one(seed, harm));
+    let outcome = actix::System::with_tokio_rt(runtime).block_on(simulation);
     mutant::set(None);
     outcome
 }
@@ -56,9 +75,7 @@ async fn one(seed: u64, harm: u64) -> Outcome {
     let config = Config { rdma: rng.bool(), sync_rate: 32 << 20, ..Config::default() };
     let cluster = match Cluster::new(seed, nodes, config).await {
         Ok(cluster) => cluster,
-        Err(error) => {
-            return Outcome { failures: vec![format!("no cluster: {error:#}")], trace: vec![], acknowledged: 0 };
-        }
+        Err(error) => return Outcome::failed(format!("no cluster: {error:#}")),
     };
     let volumes = 1 + rng.usize(..3);
     let lives: Vec<Rc<Life>> = (0..volumes).map(|n| Life::new(cluster.clone(), rng.fork(), n)).collect();
@@ -77,15 +94,14 @@ async fn one(seed: u64, harm: u64) -> Outcome {
     let mut failures = settle(&cluster, &lives).await;
     lives.iter().for_each(|life| failures.extend(life.broken.borrow().iter().cloned()));
     failures.extend(oracle::laws(&cluster));
-    let mut trace = cluster.world.trace();
-    trace.extend(nemesis.log.borrow().iter().cloned());
-    trace.sort_by(|a, b| time_of(a).total_cmp(&time_of(b)));
-    let acknowledged = cluster.world.history().iter().filter(|write| write.acknowledged.is_some()).count();
-    Outcome { failures, trace, acknowledged }
+    let mut outcome = Outcome::of(&cluster, failures);
+    outcome.trace.extend(nemesis.log.borrow().iter().cloned());
+    outcome.trace.sort_by(|a, b| time_of(a).total_cmp(&time_of(b)));
+    outcome
 }
 
 /// The liveness phase, then the end of everything.
-async fn settle(cluster: &Rc<Cluster>, lives: &[Rc<Life>]) -> Vec<String> {
+pub async fn settle(cluster: &Rc<Cluster>, lives: &[Rc<Life>]) -> Vec<String> {
     let mut failures = Vec::new();
     for life in lives {
         failures.extend(life.come_right(COME_RIGHT).await.err());

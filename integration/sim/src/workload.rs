@@ -54,7 +54,7 @@ pub struct Life {
     context: RefCell<HashMap<String, String>>,
     /// Nodes that may still have it staged.
     staged: RefCell<Vec<String>>,
-    session: Cell<u64>,
+    pub(crate) session: Cell<u64>,
     /// Epoch and boot of the last stage.
     life: RefCell<(u64, String)>,
     next_tag: Cell<u64>,
@@ -82,6 +82,17 @@ impl Life {
             parameters.push(("memberMissingTimeout", "60".into()));
             parameters.push(("relocationDelay", ["0", "30", "never"][apart.usize(..3)].into()));
         }
+        Life::of(cluster, rng, number, copies, parameters)
+    }
+
+    /// One that is as asked for.
+    pub fn of(
+        cluster: Rc<Cluster>,
+        rng: Rng,
+        number: usize,
+        copies: u32,
+        parameters: Vec<(&'static str, String)>,
+    ) -> Rc<Life> {
         Rc::new(Life {
             cluster,
             rng: RefCell::new(rng),

@@ -11,7 +11,8 @@ use std::process::{Command, ExitCode};
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask sim\n  cargo xtask sim --seeds 20000 --release\n  cargo xtask sim --seed 4711\n  \
-                        cargo xtask sim --seed 4711 --mutant fence-skipped"
+                        cargo xtask sim --seed 4711 --mutant fence-skipped\n  \
+                        cargo xtask sim --scene floor-ignored --mutant floor-ignored"
 )]
 pub struct Arguments {
     /// How many seeds
@@ -23,9 +24,12 @@ pub struct Arguments {
     /// Run this one alone and print its trace, one line for each event
     #[arg(long)]
     seed: Option<u64>,
-    /// With --seed: put this known bug into the program
+    /// With --seed or --scene: put this known bug into the program
     #[arg(long)]
     mutant: Option<String>,
+    /// Play the scene that is made for this known bug, with --mutant with the bug in it, and print its trace
+    #[arg(long, conflicts_with = "seed")]
+    scene: Option<String>,
     /// Build it optimised first, which takes minutes once: for thousands of seeds
     #[arg(long)]
     release: bool,
@@ -53,6 +57,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     command.args(["--first", &arguments.first.to_string(), "--seeds", &arguments.seeds.to_string()]);
     if let Some(seed) = arguments.seed {
         command.args(["--seed", &seed.to_string()]);
+    }
+    if let Some(scene) = &arguments.scene {
+        command.args(["--scene", scene]);
     }
     if let Some(mutant) = &arguments.mutant {
         command.args(["--mutant", mutant]);

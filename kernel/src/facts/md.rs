@@ -33,6 +33,8 @@ pub struct Superblock {
     pub component_bytes: u64,
     /// `recovery_offset` in bytes when the feature bit says it holds: the device is not fully recovered.
     pub recovery_offset: Option<u64>,
+    /// Whether this device is write-mostly (`devflags`): MD takes it so at each assembly.
+    pub write_mostly: bool,
     /// Whether `resync_offset` says a resync is pending (dirty).
     pub resync_pending: bool,
     /// The write-intent bitmap that lies in this device, when the feature bit says so.

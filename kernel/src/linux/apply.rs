@@ -4,10 +4,12 @@
 
 use super::{Shared, cache, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe};
 use crate::error::{KernelError, Result};
-use crate::facts::Listen;
+use crate::facts::{BlankData, Listen};
 use crate::id::{ExportKey, NodeName, Nqn, VolumeId};
+use crate::linux::root::Root;
 use crate::ops::{Changed, Op};
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Does one thing. When the deadline passes the operation goes on by itself, its object stays taken, and the answer is
@@ -23,7 +25,7 @@ pub(crate) async fn apply(shared: &Arc<Shared>, op: &Op) -> Result<Changed> {
         Ok(Ok(done)) => done,
         Ok(Err(e)) => Err(KernelError::bug(op.to_string(), "operation", format!("it did not end: {e}"))),
         Err(_) => {
-            let detail = format!("not done after {} s; it goes on by itself", op.deadline().as_secs());
+            let detail = format!("not done after {} s; it goes on by itself", op.deadline().as_secs_f64());
             Err(KernelError::retry(op.to_string(), "operation", detail))
         }
     }
@@ -72,6 +74,11 @@ async fn array_or_mount(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
     if let Some(volume) = volume_of(&op) {
         shared.volumes.note(volume);
     }
+    if matches!(&op, Op::CreateArray { .. } | Op::AssembleArray { .. } | Op::ReAddMember { .. } | Op::AddMember { .. })
+    {
+        let taking = op.clone();
+        shared.blocking(op.name(), move |s| unexported(&s.root, &taking)).await?;
+    }
     match op {
         Op::CreateArray { volume, members, local, component_bytes } => {
             mdadm::create(shared, volume, &members, local, component_bytes).await
@@ -113,6 +120,24 @@ fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
         }
         other => Err(KernelError::bug(other.to_string(), "apply", "no file carries this operation out")),
     }
+}
+
+/// Nothing that an array is to take is exported from here. Looked at when the operation begins, not when it was decided:
+/// nvmet does not claim its device, so MD would take it all the same, and two nodes would write to one partition
+/// (simulator, seed 894). No export can begin meanwhile ([`Op::meets`]).
+fn unexported(root: &Root, op: &Op) -> Result<()> {
+    let devices: Vec<&str> = match op {
+        Op::CreateArray { members, .. } => members.iter().map(BlankData::device).collect(),
+        Op::AssembleArray { members, .. } => members.iter().map(String::as_str).collect(),
+        Op::ReAddMember { device, .. } | Op::AddMember { device, .. } => vec![device],
+        _ => vec![],
+    };
+    for device in devices {
+        if let Some(subsystem) = partition::export::exporter(root, Path::new(device))? {
+            return Err(KernelError::wait(op.name(), device, format!("exported by {subsystem}")));
+        }
+    }
+    Ok(())
 }
 
 fn volume_of(op: &Op) -> Option<VolumeId> {
@@ -169,4 +194,39 @@ async fn stop_foreign(shared: &Arc<Shared>, name: String) -> Result<Changed> {
         return Err(KernelError::refuse(op, name, "none of its components is a replica of ours"));
     }
     shared.blocking("stop-foreign-array", move |s| mdops::stop_foreign(&s.root, &name)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+    use crate::linux::md::tests::volume;
+
+    #[test]
+    fn an_array_does_not_take_what_is_exported() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::at(dir.path());
+        let namespace = root.configfs.join("nvmet/subsystems/nqn.of-r2/namespaces/1");
+        std::fs::create_dir_all(&namespace).unwrap();
+        std::fs::write(namespace.join("device_path"), "/dev/nvme0n1p7\n").unwrap();
+        let take = |device: &str| {
+            let device = device.to_string();
+            let assemble = Op::AssembleArray { volume: volume(), members: vec!["/dev/nvme9n1".into(), device.clone()] };
+            [
+                Op::AddMember { volume: volume(), device: device.clone() },
+                Op::ReAddMember { volume: volume(), device },
+                assemble,
+            ]
+        };
+        for (enabled, refused) in [("0\n", false), ("1\n", true)] {
+            std::fs::write(namespace.join("enable"), enabled).unwrap();
+            for op in take("/dev/nvme0n1p7") {
+                let answer = unexported(&root, &op);
+                assert_eq!(answer.as_ref().err().map(|e| e.class), refused.then_some(Class::Wait), "{op}: {answer:?}");
+            }
+            for op in take("/dev/nvme0n1p8") {
+                assert_eq!(unexported(&root, &op), Ok(()));
+            }
+        }
+    }
 }

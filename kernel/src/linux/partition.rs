@@ -25,7 +25,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 mod bytes;
-mod export;
+pub(in crate::linux) mod export;
 mod locate;
 mod observe;
 #[cfg(test)]
@@ -236,7 +236,7 @@ fn unheld<'a>(root: &Root, place: &'a Place, op: &str) -> Result<&'a KernelParti
         let holders: Vec<&str> = partition.holders.iter().map(String::as_str).collect();
         return Err(KernelError::wait(op, partition.name.clone(), format!("held by {}", holders.join(", "))));
     }
-    if let Some(subsystem) = export::exporter(root, partition)? {
+    if let Some(subsystem) = export::exporter(root, &partition.path)? {
         return Err(KernelError::wait(op, partition.name.clone(), format!("exported by {subsystem}")));
     }
     Ok(partition)

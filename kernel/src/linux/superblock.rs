@@ -27,6 +27,9 @@ const SECTOR: u64 = 512;
 /// Offset of `dev_roles`.
 const ROLES: usize = 256;
 
+/// `WriteMostly1` in `devflags`.
+const WRITE_MOSTLY: u8 = 1;
+
 /// Bits of `feature_map`.
 mod feature {
     /// There is an internal bitmap at `bitmap_offset`.
@@ -105,6 +108,7 @@ pub fn parse(sb: &[u8]) -> Option<Superblock> {
             0 => None,
             _ => Some(u64_at(sb, 152)?.saturating_mul(SECTOR)),
         },
+        write_mostly: sb.get(184)? & WRITE_MOSTLY != 0,
         // MaxSector says that no resync is pending; anything else is where the next one starts.
         resync_pending: u64_at(sb, 208)? != u64::MAX,
         bitmap: None,
@@ -232,7 +236,7 @@ pub(crate) mod tests {
         assert_eq!((sb.name.as_str(), sb.level, sb.raid_disks, sb.events), ("any:0f9a2c56", 1, 2, 42));
         assert_eq!((sb.data_offset, sb.component_bytes), (4 << 20, 100 << 20));
         assert_eq!((sb.roles.len(), sb.active_slot(), sb.live_slots()), (128, Some(0), 2));
-        assert_eq!((sb.recovery_offset, sb.resync_pending), (None, false));
+        assert_eq!((sb.recovery_offset, sb.resync_pending, sb.write_mostly), (None, false, false));
     }
 
     #[test]
@@ -241,8 +245,10 @@ pub(crate) mod tests {
         put(&mut bytes, 8, &(feature::BITMAP_OFFSET | feature::RECOVERY_OFFSET).to_le_bytes());
         put(&mut bytes, 152, &2048u64.to_le_bytes());
         put(&mut bytes, 208, &0u64.to_le_bytes());
+        put(&mut bytes, 184, &[1]);
         seal(&mut bytes);
         let sb = parse(&bytes).unwrap();
+        assert!(sb.write_mostly);
         assert_eq!((sb.recovery_offset, sb.resync_pending, sb.active_slot()), (Some(1 << 20), true, None));
     }
 

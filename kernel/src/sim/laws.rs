@@ -120,13 +120,10 @@ impl State {
         self.drives[drive].meta(start).record.map(|r| r.epoch).unwrap_or_default()
     }
 
-    /// A device becomes a member of an array: its partition may not be exported from here.
-    pub(super) fn law_member(&mut self, node: usize, dev: Dev) {
-        if let Dev::Part { drive, number } = dev
-            && let Some(key) = self.export_of(node, drive, number)
-        {
-            self.violate(node, Law::LocalAndExported, format!("a local array takes the partition exported as {key}"));
-        }
+    /// A device that becomes a member of an array may not be exported from here; both bindings refuse that.
+    pub(super) fn exported_here(&self, node: usize, dev: Dev) -> Option<ExportKey> {
+        let Dev::Part { drive, number } = dev else { return None };
+        self.export_of(node, drive, number)
     }
 
     /// An extent that is not free: an accident of the moment when its owner is fresh, else a broken law.

@@ -226,18 +226,25 @@ impl State {
         let n = &mut self.nodes[node];
         if n.hints_to_lose > 0 {
             n.hints_to_lose -= 1;
-            return;
+            return self.say_lost(node, &hint);
         }
         let double = n.hints_to_double > 0;
         n.hints_to_double = n.hints_to_double.saturating_sub(1);
         if self.rng.chance(rates.hint_lost) {
-            return;
+            return self.say_lost(node, &hint);
         }
         if double || self.rng.chance(rates.hint_doubled) {
             let late = delay + self.rng.between(Time::ZERO, Time::from_secs(1));
             self.after(late, node, What::Tell { hint: hint.clone() });
         }
         self.after(delay, node, What::Tell { hint });
+    }
+
+    /// Of an array it matters to whoever judges: a failed member is seen late.
+    fn say_lost(&mut self, node: usize, hint: &Hint) {
+        if let Hint::Array(volume) = hint {
+            self.say(node, format!("unheard: {}", volume.short()));
+        }
     }
 
     /// One line of trace.

@@ -15,6 +15,9 @@ const BLOCKS: u64 = 12;
 /// docs/promises.md names (P6). An event has to be heard and one file to be written.
 const WINDOW: f64 = 0.1;
 
+/// Longest rest of an actor that nobody tells anything (`actors/src/tree.rs`).
+const REST: f64 = 10.0;
+
 /// Whether a write was acknowledged in the window of P6 (docs/protocol.md, limit-failure-in-flight): its array had just lost
 /// a member, and its writes were frozen a moment later, as the record could not be changed.
 pub fn in_flight_at_a_failure(trace: &[String], volume: VolumeId, node: &str, acknowledged: Duration) -> bool {
@@ -38,15 +41,41 @@ pub fn in_flight_at_a_failure(trace: &[String], volume: VolumeId, node: &str, ac
     false
 }
 
+fn time_of(line: &str) -> Option<f64> {
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// Whether a line of the trace says that an array of this node lost a member since then.
 fn fails(line: &str, node: &str, since: Duration) -> bool {
-    let mut words = line.split_whitespace();
-    let late = words.next().and_then(|word| word.parse().ok()).is_some_and(|at: f64| at >= since.as_secs_f64());
+    let mut words = line.split_whitespace().skip(1);
+    let late = time_of(line).is_some_and(|at| at >= since.as_secs_f64());
     late && words.next() == Some(node) && words.nth(1) == Some("fails")
 }
 
+/// Whether a line of the trace says that an array of this node lost a copy on another node, from which somebody else may
+/// have started: `nvme1n1` is one, `nvme0n1p1` lies on this node.
+fn fails_remote(line: &str, node: &str, since: Duration) -> bool {
+    let name = line.split_whitespace().nth(4).map(|name| name.trim_end_matches(':'));
+    fails(line, node, since) && name.is_some_and(|name| !name.contains('p'))
+}
+
+/// Whether a write was acknowledged between such a loss and the next look, the word of it having been lost: the same limit
+/// as without an agent, for as long as an actor rests. A real kernel's word is a file that stays readable until it is read.
+fn failed_unheard(trace: &[String], volume: VolumeId, node: &str, acknowledged: Duration) -> bool {
+    let at = acknowledged.as_secs_f64();
+    let word = format!(" {node} unheard: {}", volume.short());
+    let recent = |time: f64| (at - REST..=at).contains(&time);
+    let lost = trace.iter().filter(|line| fails_remote(line, node, Duration::ZERO));
+    let mut times = lost.filter_map(|line| time_of(line)).filter(|time| recent(*time));
+    let unheard = |time: f64| {
+        let mut words = trace.iter().filter(|line| line.contains(&word)).filter_map(|line| time_of(line));
+        words.any(|of| (time..time + WINDOW).contains(&of))
+    };
+    times.any(unheard)
+}
+
 impl Life {
-    pub(super) async fn write_until(&self, node: &str, until: Instant) {
+    pub(crate) async fn write_until(&self, node: &str, until: Instant) {
         let Some(id) = self.id.get() else { return };
         if self.seen.borrow().is_empty() {
             for round in 0..=self.below(3) {
@@ -74,7 +103,7 @@ impl Life {
         }
     }
 
-    pub(super) async fn write_one(&self, node: &str, id: VolumeId) -> Result<(), meshstor_kernel::sim::IoError> {
+    pub(crate) async fn write_one(&self, node: &str, id: VolumeId) -> Result<(), meshstor_kernel::sim::IoError> {
         let tag = self.next_tag.get();
         self.next_tag.set(tag + 10_000);
         let Some(block) = self.block() else { return Ok(()) };
@@ -89,7 +118,7 @@ impl Life {
     }
 
     /// What an application does first: it reads its log, some more than once. Answers whether that worked.
-    async fn replay(&self, node: &str, id: VolumeId, until: Instant) -> bool {
+    pub(crate) async fn replay(&self, node: &str, id: VolumeId, until: Instant) -> bool {
         for block in 0..BLOCKS {
             let read = self.read_twice(node, id, block);
             if !matches!(tokio::time::timeout_at(until, read).await, Ok(true)) {
@@ -105,7 +134,22 @@ impl Life {
         let history = world.history();
         let write = history.iter().find(|w| w.volume == id && w.block == block && w.tag == tag);
         let answered = write.and_then(|w| Some((w.node.0.as_str(), w.acknowledged?)));
-        answered.is_some_and(|(node, at)| in_flight_at_a_failure(&world.trace(), id, node, at))
+        answered.is_some_and(|(node, at)| {
+            let trace = world.trace();
+            in_flight_at_a_failure(&trace, id, node, at)
+                || self.failed_without_agent(&trace, node, at)
+                || failed_unheard(&trace, id, node, at)
+        })
+    }
+
+    /// Whether the write was acknowledged by an array that had lost a remote member, from which somebody else may have
+    /// started, while its node had no agent that could freeze it and record the loss (docs/protocol.md,
+    /// limit-failure-without-agent).
+    fn failed_without_agent(&self, trace: &[String], node: &str, at: Duration) -> bool {
+        let Some((from, _)) = self.cluster.without_agent(node, at) else { return false };
+        let since = from.saturating_sub(Duration::from_secs_f64(WINDOW));
+        let until = |line: &str| time_of(line).is_some_and(|time| time <= at.as_secs_f64());
+        trace.iter().any(|line| fails_remote(line, node, since) && until(line))
     }
 
     /// The history of a block since a content, for a failure's line.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tonic::{Request, Status};
 
 impl Life {
-    pub(super) async fn create(&self) {
+    pub(crate) async fn create(&self) {
         let request = CreateVolumeRequest {
             name: self.name.clone(),
             capacity_range: Some(CapacityRange { required_bytes: GIB, limit_bytes: 0 }),
@@ -36,7 +36,7 @@ impl Life {
     }
 
     /// Publish and stage, again and again until both answer yes.
-    pub(super) async fn bring_up(&self, node: &str, seconds: f64) -> bool {
+    pub(crate) async fn bring_up(&self, node: &str, seconds: f64) -> bool {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         while Instant::now() < end && !(self.calming.get() && seconds <= 120.0) {
             let up = match self.publish(node).await {
@@ -139,7 +139,7 @@ impl Life {
     }
 
     /// Detaches: in good order where that works, else by force; kubelet of the old node cleans up when it can.
-    pub(super) async fn leave(&self, orderly: bool) {
+    pub(crate) async fn leave(&self, orderly: bool) {
         let Some(node) = self.at.borrow().clone() else { return };
         if orderly {
             self.unstage(&node).await;

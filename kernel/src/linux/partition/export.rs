@@ -1,14 +1,14 @@
-//! Whether nvmet serves a partition. Called before bytes are destroyed; the evidence said no, this is the second look.
+//! Whether nvmet serves a partition. Called before bytes are destroyed, and before an array takes the partition; the
+//! evidence, or the plan, said no, this is the second look.
 //!
 //! nvmet opens its device without claiming it, so neither an exclusive open nor `holders/` shows an export.
 
 use crate::error::Result;
-use crate::linux::drives::KernelPartition;
 use crate::linux::root::{Root, list_if_any, read_attr};
 use std::path::Path;
 
-/// The NQN of a subsystem with an enabled namespace on this partition.
-pub fn exporter(root: &Root, partition: &KernelPartition) -> Result<Option<String>> {
+/// The NQN of a subsystem with an enabled namespace on this device node.
+pub fn exporter(root: &Root, node: &Path) -> Result<Option<String>> {
     let subsystems = root.configfs.join("nvmet/subsystems");
     for nqn in list_if_any(&subsystems)? {
         let namespaces = subsystems.join(&nqn).join("namespaces");
@@ -16,7 +16,7 @@ pub fn exporter(root: &Root, partition: &KernelPartition) -> Result<Option<Strin
             let at = namespaces.join(nsid);
             // One that goes while we look serves nothing.
             let Ok(device) = read_attr(at.join("device_path")) else { continue };
-            if same(Path::new(&device), &partition.path) && read_attr(at.join("enable")).is_ok_and(|on| on == "1") {
+            if same(Path::new(&device), node) && read_attr(at.join("enable")).is_ok_and(|on| on == "1") {
                 return Ok(Some(nqn));
             }
         }

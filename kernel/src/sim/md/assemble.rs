@@ -51,7 +51,9 @@ impl State {
                 Reach::Gone => return Err(Step::fail(errno(op, *path, errno::EIO))),
                 Reach::There { .. } => {}
             }
-            self.law_member(node, dev);
+            if let Some(key) = self.exported_here(node, dev) {
+                return Err(Step::fail(KernelError::wait(op.name(), *path, format!("exported as {key}"))));
+            }
             found.push((name, dev));
         }
         Ok(found)
@@ -317,6 +319,7 @@ fn seat(found: &Found, freshest: &Superblock) -> Result<Member, String> {
     let mut member = new_member(found.dev, sb.dev_number, sb.device_uuid);
     member.slot = Some(u32::from(role));
     member.in_sync = sb.recovery_offset.is_none();
+    member.write_mostly = sb.write_mostly;
     Ok(member)
 }
 

@@ -141,7 +141,14 @@ impl State {
             // Until the resync is done reads go to the lowest slot, and would change their answer with the flag (F17).
             return Step::fail(KernelError::wait(op.name(), name, "a resync is pending"));
         }
-        self.op_set_flag(node, op, volume, name, |m| &mut m.write_mostly, on)
+        let step = self.op_set_flag(node, op, volume, name, |m| &mut m.write_mostly, on);
+        // The flag lies in the member's own superblock (`devflags`), which is written soon (`state_store`).
+        if let (Step::Done(Ok(Changed::Yes)), Some(id)) = (&step, self.array_of(node, volume))
+            && let Some(a) = self.arrays.get_mut(&id)
+        {
+            a.dirty(Dirty::Devices);
+        }
+        step
     }
 
     /// `faulty` written to a local member: `md_error`, which breaks the array when it is the last.
@@ -247,7 +254,9 @@ impl State {
                     let detail = "the device is a member of another array";
                     return Err(Step::fail(KernelError::refuse(op.name(), path, detail)));
                 }
-                self.law_member(node, dev);
+                if let Some(key) = self.exported_here(node, dev) {
+                    return Err(Step::fail(KernelError::wait(op.name(), path, format!("exported as {key}"))));
+                }
                 Ok((name, dev))
             }
         }

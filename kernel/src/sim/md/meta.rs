@@ -52,6 +52,7 @@ impl Array {
             data_offset: DATA_OFFSET,
             component_bytes: self.component_bytes,
             recovery_offset: (member.slot.is_some() && !member.in_sync).then_some(0),
+            write_mostly: member.write_mostly,
             resync_pending: !self.clean || self.resync_from.is_some(),
             bitmap: None,
         }

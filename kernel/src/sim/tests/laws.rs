@@ -101,11 +101,16 @@ async fn two_arrays_on_one_partition() {
     lab.mounted().await;
     lab.world.isolate("a");
     let key = lab.export_key("b", 1, 0);
-    // Takeover without the fence: the old consumer comes back to a copy that the new one uses.
+    // Takeover without the fence. On the target itself it is refused: the partition is exported.
     let local = lab.local("b").await;
-    lab.yes("b", Op::AssembleArray { volume: lab.volume, members: vec![local] }).await;
-    lab.yes("b", Op::ActivateArray { volume: lab.volume }).await;
-    assert_eq!(laws(&lab), vec![Law::LocalAndExported]);
+    let taken = lab.apply("b", Op::AssembleArray { volume: lab.volume, members: vec![local] }).await;
+    assert_eq!(taken.expect_err("exported").class, crate::Class::Wait);
+    // Elsewhere nothing stops it: the old consumer comes back to a copy that the new one uses.
+    lab.world.heal("b", "c");
+    let remote = lab.import("b", "c", lab.export_key("b", 2, 0)).await;
+    lab.yes("c", Op::AssembleArray { volume: lab.volume, members: vec![remote] }).await;
+    lab.yes("c", Op::ActivateArray { volume: lab.volume }).await;
+    assert_eq!(laws(&lab), vec![]);
     lab.world.heal_all();
     sleep(secs(30)).await;
     assert!(lab.kernel("a").connection(key).await.unwrap().live());
