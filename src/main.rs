@@ -28,9 +28,8 @@ enum Command {
     Controller(controller::Arguments),
     /// Run a whole simulated cluster in this process: no root, no Kubernetes
     Dev(dev::Arguments),
-    /// Print the custom resource definitions as YAML
-    #[command(after_help = "Example:\n  meshstor crds | kubectl apply --server-side -f -")]
-    Crds,
+    /// Print the custom resource definitions as YAML, or apply them
+    Crds(crds::Arguments),
     /// Check what this node can do and say what is missing
     Doctor(doctor::Arguments),
     /// Rebuild the record of volumes from their drives, after etcd went back in time or objects were lost
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
         Command::Node(arguments) => node::run(&arguments),
         Command::Controller(arguments) => controller::run(&arguments),
         Command::Dev(arguments) => dev::run(&arguments),
-        Command::Crds => crds::run(),
+        Command::Crds(arguments) => crds::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Recover(arguments) => recover::run(&arguments),
     };

@@ -34,6 +34,7 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::AwaitingConnection { .. }
         | Reason::AwaitingPartition { .. }
         | Reason::LastCopyFrozen { .. }
+        | Reason::LastCopyFailed { .. }
         | Reason::StaleCopy { .. }
         | Reason::Resyncing { .. }
         | Reason::Degraded { .. }

@@ -147,6 +147,8 @@ pub enum ArrayPhase {
     Between,
     /// Running under the recorded epoch; may be used.
     Active,
+    /// Running, and refusing every write for good: the kernel lost its last member.
+    Broken,
     /// Stopped, all connections gone.
     Released,
 }
@@ -364,6 +366,9 @@ fn change(record: &VolumeRecord, change: crate::record::Change) -> RecordOp {
 #[cfg(test)]
 #[path = "array/leave_tests.rs"]
 mod leave_tests;
+#[cfg(test)]
+#[path = "array/seat_tests.rs"]
+mod seat_tests;
 #[cfg(test)]
 #[path = "array_tests.rs"]
 mod tests;

@@ -54,6 +54,11 @@ pub enum Reason {
         /// Which.
         replica: ReplicaId,
     },
+    /// The last in-sync copy failed under the array, which refuses every write since: it has to begin anew.
+    LastCopyFailed {
+        /// Which.
+        replica: ReplicaId,
+    },
     /// A copy looks older than another one that marks it missing.
     StaleCopy {
         /// Which.
@@ -185,6 +190,7 @@ impl Reason {
             Reason::AwaitingConnection { .. } => "AwaitingConnection",
             Reason::AwaitingPartition { .. } => "AwaitingPartition",
             Reason::LastCopyFrozen { .. } => "LastCopyFrozen",
+            Reason::LastCopyFailed { .. } => "LastCopyFailed",
             Reason::StaleCopy { .. } => "StaleCopy",
             Reason::DataMissing { .. } => "DataMissing",
             Reason::Resyncing { .. } => "Resyncing",
@@ -224,6 +230,7 @@ impl Reason {
         "AwaitingConnection",
         "AwaitingPartition",
         "LastCopyFrozen",
+        "LastCopyFailed",
         "StaleCopy",
         "DataMissing",
         "Resyncing",
@@ -256,6 +263,26 @@ fn list(replicas: &BTreeSet<ReplicaId>) -> String {
     replicas.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+impl Reason {
+    /// The sentences about copies that are waited for.
+    fn of_copies(&self) -> String {
+        match self {
+            Reason::AwaitingFence { replicas, epoch } => {
+                format!("waiting for the nodes of {} to fence for epoch {epoch}", list(replicas))
+            }
+            Reason::AwaitingConnection { replicas } => format!("waiting for a live connection to {}", list(replicas)),
+            Reason::AwaitingPartition { replica } => format!("waiting for the partition of {replica}"),
+            Reason::LastCopyFrozen { replica } => {
+                format!("{replica} is the last in-sync copy and cannot be reached: writes wait, nothing fails")
+            }
+            Reason::LastCopyFailed { replica } => format!(
+                "{replica}, the last in-sync copy, failed: the array is made anew when nothing uses it any more"
+            ),
+            other => other.word().to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -273,16 +300,11 @@ impl fmt::Display for Reason {
             Reason::NotConsumer { consumer: Some(node) } => write!(f, "node {node} is the volume's consumer"),
             Reason::NotConsumer { consumer: None } => f.write_str("the volume is not published to this node"),
             Reason::NewBoot => f.write_str("this node rebooted; waiting for the controller to begin a new epoch"),
-            Reason::AwaitingFence { replicas, epoch } => {
-                write!(f, "waiting for the nodes of {} to fence for epoch {epoch}", list(replicas))
-            }
-            Reason::AwaitingConnection { replicas } => {
-                write!(f, "waiting for a live connection to {}", list(replicas))
-            }
-            Reason::AwaitingPartition { replica } => write!(f, "waiting for the partition of {replica}"),
-            Reason::LastCopyFrozen { replica } => {
-                write!(f, "{replica} is the last in-sync copy and cannot be reached: writes wait, nothing fails")
-            }
+            Reason::AwaitingFence { .. }
+            | Reason::AwaitingConnection { .. }
+            | Reason::AwaitingPartition { .. }
+            | Reason::LastCopyFrozen { .. }
+            | Reason::LastCopyFailed { .. } => f.write_str(&self.of_copies()),
             Reason::StaleCopy { replica } => {
                 write!(f, "{replica} is older than a copy that marks it missing; not assembled")
             }

@@ -57,6 +57,11 @@ impl Machine for Stage {
         let Some(wish) = desired else { return waiting(Reason::VolumeMissing) };
         let Some(target) = &wish.target else { return unmount(look) };
         match look.fs.mounts.get(target) {
+            // The file system does not know yet. What it answers meanwhile is worth nothing to whoever wants to write, and a pod
+            // that comes now must get the next array, not this one (simulator, seed 2544).
+            Some(true) if look.array.phase == ArrayPhase::Broken => {
+                return step(Op::ShutdownFilesystem { volume: wish.volume });
+            }
             Some(true) => return Plan::rest(StageReport { ready: true, reason: look.array.reason.clone() }),
             Some(false) => return step(Op::Unmount { target: target.clone(), lazy: true }),
             None => {}

@@ -117,3 +117,17 @@ fn unstaging_unmounts_everything_of_the_volume() {
     at.fs.mounts.clear();
     assert!(Stage::plan(Some(&wish), &at).status.ready);
 }
+
+#[test]
+fn a_broken_array_takes_its_file_system_down() {
+    let mut look = look(FormatRecord::Done, Some("xfs"), false);
+    look.fs.mounts.insert(TARGET.into(), true);
+    assert_eq!(name(&look), "ready=true");
+    look.array.phase = ArrayPhase::Broken;
+    look.array.reason = Some(Reason::LastCopyFailed { replica: ReplicaId(0) });
+    assert_eq!(name(&look), "shutdown-filesystem");
+    look.fs.mounts.insert(TARGET.into(), false);
+    assert_eq!(name(&look), "unmount");
+    look.fs.mounts.clear();
+    assert_eq!(name(&look), "LastCopyFailed");
+}

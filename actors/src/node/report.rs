@@ -218,6 +218,7 @@ fn state(status: &ArrayReport) -> Option<&'static str> {
     match (status.phase, &status.reason) {
         (ArrayPhase::Between, _) => None,
         (ArrayPhase::Absent | ArrayPhase::Released, _) => Some("stopped"),
+        (ArrayPhase::Broken, _) => Some("broken"),
         (ArrayPhase::Active, Some(Reason::LastCopyFrozen { .. })) => Some("frozen"),
         (ArrayPhase::Active, Some(Reason::Resyncing { .. })) => {
             let whole = status.members.values().all(|member| member.in_sync);

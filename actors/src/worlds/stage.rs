@@ -34,6 +34,13 @@ impl StageWorld {
         StageWorld { array: ArrayWorld::new(Rc::clone(&env), volume), env, volume, made: Cell::new(false) }
     }
 
+    /// Whether something is mounted from an array that takes no writes any more.
+    async fn broken(&self, fs: &FsFact) -> Result<bool, Failure> {
+        let alive = fs.mounts.values().any(|alive| *alive);
+        let array = if alive { self.env.kernel.array(self.volume).await? } else { None };
+        Ok(array.is_some_and(|array| array.state == "broken"))
+    }
+
     /// Proofs of blankness of active members, each read from the member itself.
     async fn blank(&self, look: &ArrayLook) -> Vec<BlankData> {
         let RecordLook::Fresh(record) = &look.record else { return Vec::new() };
@@ -61,7 +68,7 @@ fn settled(wish: Option<&StageWish>, fs: &FsFact) -> bool {
 impl World<Stage> for StageWorld {
     async fn observe(&self, wish: Option<&StageWish>) -> Result<StageLook, Failure> {
         let fs = FsFact { signature: None, mounts: self.env.kernel.mounts(self.volume).await? };
-        if settled(wish, &fs) {
+        if settled(wish, &fs) && !self.broken(&fs).await? {
             let record = RecordLook::Unreachable;
             return Ok(StageLook { record, array: ArrayReport::default(), fs, blank: Vec::new() });
         }

@@ -23,10 +23,28 @@ pub const DRIVER: &str = "io.meshstor.csi.mesh";
 /// Finalizer of volumes and replicas: held by the controller, respectively by the replica's node.
 pub const FINALIZER: &str = "csi.meshstor.io/data";
 
+/// Number of the definitions below, which rises with every field: a definition that does not know a field makes the API
+/// server drop it at the next write, and the fields are the record (K16).
+pub const SCHEMA: u32 = 1;
+/// Where a definition carries its number.
+pub const SCHEMA_ANNOTATION: &str = "csi.meshstor.io/schema";
+
 /// The four custom resource definitions.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let all = [MeshStorVolume::crd(), MeshStorReplica::crd(), MeshStorNode::crd(), MeshStorNodeDevice::crd()];
-    all.into_iter().map(plain_formats).collect()
+    all.into_iter().map(plain_formats).map(numbered).collect()
+}
+
+fn numbered(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let annotations = crd.metadata.annotations.get_or_insert_default();
+    annotations.insert(SCHEMA_ANNOTATION.to_string(), SCHEMA.to_string());
+    crd
+}
+
+/// The number of a definition; 0 when it has none that can be read.
+pub fn schema_of(crd: &CustomResourceDefinition) -> u32 {
+    let number = crd.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SCHEMA_ANNOTATION));
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// The same definition with integer formats that the API server knows: it warns at `uint64` and the like at each apply.
@@ -63,6 +81,38 @@ mod tests {
         for crd in crds() {
             let text = serde_json::to_string(&crd).unwrap();
             assert!(!text.contains("uint"), "{}", crd.metadata.name.unwrap_or_default());
+        }
+    }
+
+    /// Every field with its type: `MeshStorVolume .spec.sizeBytes integer`.
+    fn fields(at: &str, schema: &serde_json::Value, into: &mut Vec<String>) {
+        into.push(format!("{at} {}", schema["type"].as_str().unwrap_or("any")));
+        for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+            fields(&format!("{at}.{name}"), inner, into);
+        }
+        for (mark, inner) in [("[]", &schema["items"]), ("{}", &schema["additionalProperties"])] {
+            if inner.is_object() {
+                fields(&format!("{at}{mark}"), inner, into);
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_schema_has_another_number() {
+        let mut lines = vec![format!("schema {SCHEMA}")];
+        for crd in crds() {
+            let schema = crd.spec.versions[0].schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()).unwrap();
+            fields(&format!("{} ", crd.spec.names.kind), &serde_json::to_value(schema).unwrap(), &mut lines);
+        }
+        let now = lines.join("\n") + "\n";
+        let copy = std::env::temp_dir().join("meshstor-schema.txt");
+        if now != include_str!("../schema.txt") {
+            std::fs::write(&copy, &now).unwrap();
+            panic!(
+                "the fields are not those of controller/api/schema.txt: take none away, raise SCHEMA if the former ones were \
+                 released, and copy {} there",
+                copy.display()
+            );
         }
     }
 

@@ -209,7 +209,7 @@ pub enum FormatState {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ArrayStatus {
-    /// `active`, `degraded`, `recovering`, `resyncing`, `frozen`, `stopped`.
+    /// `active`, `degraded`, `recovering`, `resyncing`, `frozen`, `broken`, `stopped`.
     pub state: String,
     /// The replica that is copied to wholly, or waits for the resync budget to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]

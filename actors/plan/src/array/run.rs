@@ -39,6 +39,7 @@ pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
         write_mostly,
         pace::pace,
         pace::let_end,
+        seatless,
         comes_back,
         leave::shed,
     ];
@@ -70,10 +71,13 @@ fn frozen(array: &ArrayFact) -> bool {
     array.members.values().any(|m| m.in_sync() && m.flags.contains("blocked"))
 }
 
-/// MD refuses every write since the last member failed.
+/// MD refuses every write, and every other change, since the last member failed: a rule that wanted one would fail for ever
+/// and hide what is wrong (simulator, seed 2374).
 fn broken(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let gone = in_sync(record).into_iter().next().filter(|_| array.state == "broken")?;
-    revive(record, array, report(look, Some(Reason::LastCopyFrozen { replica: gone })))
+    let reason = Some(Reason::LastCopyFailed { replica: gone });
+    let status = ArrayReport { phase: ArrayPhase::Broken, ..report(look, reason) };
+    revive(record, array, status.clone()).or_else(|| Some(Plan::rest(status)))
 }
 
 /// Whether nothing is mounted from it or stacked on it.
@@ -246,8 +250,9 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
     if array.sync_action == "idle" && !array.resync_done {
         return Some(Plan::step(Op::ReleaseSync { volume }, in_use(look, reason())));
     }
-    // One at a time, and never while a resync is pending (F17).
-    if array.sync_action != "idle" {
+    // One at a time, also in the moment before MD has begun with the last one; and never while a resync is pending (F17).
+    let coming = array.members.values().any(|member| !member.in_sync() && !member.flags.contains("faulty"));
+    if array.sync_action != "idle" || coming {
         return None;
     }
     if !array.has_bitmap {
@@ -258,11 +263,7 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
         return Some(Plan::step(op, in_use(look, reason())));
     }
     let device = candidate.path.clone();
-    let hold = !array.sync_held && !mutant::on(Mutant::EndsAlone);
-    let held = |step: Op| match hold {
-        true => Plan::step(Op::HoldSync { volume, held: true }, in_use(look, reason())),
-        false => Plan::step(step, in_use(look, reason())),
-    };
+    let held = |step: Op| held(step, record, array, look);
     let Some(own) = dirty else {
         return Some(held(Op::AddMember { volume, device }));
     };
@@ -277,6 +278,28 @@ fn comes_back(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rul
         true => held(Op::ReAddMember { volume, device }),
         false => Plan::step(Op::MergeBitmap { volume, chunks: missing }, in_use(look, reason())),
     })
+}
+
+/// A step after which MD copies: the copy's end is held first.
+fn held(step: Op, record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let volume = record.volume;
+    match array.sync_held || mutant::on(Mutant::EndsAlone) {
+        true => Plan::step(step, in_use(look, health(record, array))),
+        false => Plan::step(Op::HoldSync { volume, held: true }, in_use(look, health(record, array))),
+    }
+}
+
+/// A member without a slot: it was added while the only vacant one was being filled by another. It gets one of its own
+/// (simulator, seed 2879).
+fn seatless(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
+    let waits = |(key, member): &(&ExportKey, &MemberFact)| {
+        member.slot.is_none() && !member.flags.contains("faulty") && !leave::must_part(record, key)
+    };
+    members(array, look).find(waits)?;
+    let wanted = leave::staying(record) < record.replica_count as usize;
+    let settled = array.sync_action == "idle" && array.resync_done && array.degraded == 0;
+    let op = Op::SetRaidDisks { volume: record.volume, count: array.raid_disks + 1 };
+    (wanted && settled).then(|| held(op, record, array, look))
 }
 
 /// The dirty chunks of a copy whose lineage allows a bitmap-based return; `None`: anything doubtful is recovered wholly.

@@ -52,11 +52,17 @@ fn fails(line: &str, node: &str, since: Duration) -> bool {
     late && words.next() == Some(node) && words.nth(1) == Some("fails")
 }
 
-/// Whether a line of the trace says that an array of this node lost a copy on another node, from which somebody else may
-/// have started: `nvme1n1` is one, `nvme0n1p1` lies on this node.
-fn fails_remote(line: &str, node: &str, since: Duration) -> bool {
-    let name = line.split_whitespace().nth(4).map(|name| name.trim_end_matches(':'));
-    fails(line, node, since) && name.is_some_and(|name| !name.contains('p'))
+/// Whether a line of the trace says that a copy was completed on this node: one that the kernel alone knows of is no excuse.
+fn completes(line: &str, node: &str) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    words.next() == Some(node) && words.nth(1) == Some("ends") && words.next() == Some("recover")
+}
+
+/// Whether an array of this node lost a member in this time and got none.
+fn only_lost(trace: &[String], node: &str, from: f64, to: f64) -> bool {
+    let within = |line: &&String| time_of(line).is_some_and(|time| (from..=to).contains(&time));
+    let lines = || trace.iter().filter(within);
+    lines().any(|line| fails(line, node, Duration::ZERO)) && !lines().any(|line| completes(line, node))
 }
 
 /// Whether a write was acknowledged between such a loss and the next look, the word of it having been lost: the same limit
@@ -64,14 +70,8 @@ fn fails_remote(line: &str, node: &str, since: Duration) -> bool {
 fn failed_unheard(trace: &[String], volume: VolumeId, node: &str, acknowledged: Duration) -> bool {
     let at = acknowledged.as_secs_f64();
     let word = format!(" {node} unheard: {}", volume.short());
-    let recent = |time: f64| (at - REST..=at).contains(&time);
-    let lost = trace.iter().filter(|line| fails_remote(line, node, Duration::ZERO));
-    let mut times = lost.filter_map(|line| time_of(line)).filter(|time| recent(*time));
-    let unheard = |time: f64| {
-        let mut words = trace.iter().filter(|line| line.contains(&word)).filter_map(|line| time_of(line));
-        words.any(|of| (time..time + WINDOW).contains(&of))
-    };
-    times.any(unheard)
+    let mut unheard = trace.iter().filter(|line| line.contains(&word)).filter_map(|line| time_of(line));
+    unheard.any(|time| (at - REST..=at).contains(&time) && only_lost(trace, node, time - WINDOW, at))
 }
 
 impl Life {
@@ -142,14 +142,11 @@ impl Life {
         })
     }
 
-    /// Whether the write was acknowledged by an array that had lost a remote member, from which somebody else may have
-    /// started, while its node had no agent that could freeze it and record the loss (docs/protocol.md,
-    /// limit-failure-without-agent).
+    /// Whether the write was acknowledged by an array that had lost a member while its node had no agent that could freeze it
+    /// and record the loss (docs/protocol.md, limit-failure-without-agent).
     fn failed_without_agent(&self, trace: &[String], node: &str, at: Duration) -> bool {
-        let Some((from, _)) = self.cluster.without_agent(node, at) else { return false };
-        let since = from.saturating_sub(Duration::from_secs_f64(WINDOW));
-        let until = |line: &str| time_of(line).is_some_and(|time| time <= at.as_secs_f64());
-        trace.iter().any(|line| fails_remote(line, node, since) && until(line))
+        let without = self.cluster.without_agent(node, at);
+        without.is_some_and(|(from, _)| only_lost(trace, node, from.as_secs_f64() - WINDOW, at.as_secs_f64()))
     }
 
     /// The history of a block since a content, for a failure's line.
