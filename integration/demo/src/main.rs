@@ -4,6 +4,7 @@
 //! product; it talks to the product only through CSI sockets, custom resources and kernels.
 
 mod chaos;
+mod chart;
 mod checks;
 mod cluster;
 mod copies;
@@ -110,6 +111,18 @@ enum Command {
         #[arg(long)]
         suite: PathBuf,
     },
+    /// Check the Helm chart on a real API server, and what a node's account may do there
+    Chart {
+        /// The chart's directory
+        #[arg(long)]
+        chart: PathBuf,
+        /// The `helm` binary
+        #[arg(long)]
+        helm: PathBuf,
+        /// The `meshstor` binary
+        #[arg(long)]
+        binary: PathBuf,
+    },
     /// In a guest: write blocks that carry their identity, each synchronously, and print each acknowledgement
     Write(writer::Write),
     /// In a guest: read the blocks back and print what they carry
@@ -124,6 +137,7 @@ fn main() -> std::process::ExitCode {
         Command::Regressions { binaries, kernel, only, keep } => regressions::run(&binaries, &kernel, &only, keep),
         Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
         Command::Sanity { binary, suite } => sanity::run(&binary, &suite),
+        Command::Chart { chart, helm, binary } => chart::run(&chart, &helm, &binary),
         Command::Write(arguments) => writer::write(&arguments),
         Command::Read(arguments) => writer::read(&arguments),
     };

@@ -4,6 +4,7 @@
 //! part of the product.
 
 mod build;
+mod chart;
 mod demo;
 mod model;
 mod sanity;
@@ -35,6 +36,8 @@ enum Command {
     Sim(sim::Arguments),
     /// Known bugs in the production code, one at a time: the simulator has to see each
     Mutants(sim::Mutants),
+    /// The Helm chart on a real API server
+    Chart(chart::Arguments),
     /// csi-sanity against a simulated cluster
     Sanity(sanity::Arguments),
     /// Everything CI runs
@@ -53,6 +56,7 @@ fn main() -> std::process::ExitCode {
         Command::Model(arguments) => model::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => sim::hunt(&arguments),
+        Command::Chart(arguments) => chart::run(&arguments),
         Command::Sanity(arguments) => sanity::run(&arguments),
         Command::Test(arguments) => test::run(arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),

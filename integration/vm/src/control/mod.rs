@@ -200,6 +200,11 @@ impl ControlPlane {
         run(Command::new(program).arg("--kubeconfig").arg(config).args(arguments))
     }
 
+    /// kubectl itself, for other identities than the administrator's.
+    pub fn kubectl_path(&self) -> Result<PathBuf> {
+        tools::kube_tool(&self.paths, KubeTool::Kubectl)
+    }
+
     /// The last lines of the API server's log.
     pub fn api_log_tail(&self, lines: usize) -> String {
         tail(&std::fs::read_to_string(self.dir.join("api.log")).unwrap_or_default(), lines)

@@ -6,8 +6,8 @@
 pub(crate) mod apt;
 mod go;
 mod kube;
+mod programs;
 mod qemu;
-mod sanity;
 
 use crate::paths::Paths;
 use anyhow::Result;
@@ -62,7 +62,12 @@ pub fn promtool(paths: &Paths) -> Result<PathBuf> {
 
 /// `csi-sanity`, built when the cache lacks it.
 pub fn csi_sanity(paths: &Paths) -> Result<PathBuf> {
-    sanity::ensure(paths)
+    programs::csi_sanity().ensure(paths)
+}
+
+/// Helm, built when the cache lacks it.
+pub fn helm(paths: &Paths) -> Result<PathBuf> {
+    programs::helm().ensure(paths)
 }
 
 /// The path of one Kubernetes program, building it when the cache lacks it.

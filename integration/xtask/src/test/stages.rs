@@ -5,7 +5,7 @@
 
 use super::count::{Tally, TestRun};
 use super::{Context, stream};
-use crate::{build, model, sanity, sim, tidy, workspace};
+use crate::{build, chart, model, sanity, sim, tidy, workspace};
 use anyhow::{Context as _, Result, bail};
 use meshstor_lab::{Paths, tools};
 use std::path::PathBuf;
@@ -48,6 +48,12 @@ pub const STAGES: &[Stage] = &[
     },
     Stage { name: "dev", about: "meshstor dev without root, a CSI client, promtool's lint", gate: false, run: dev },
     Stage { name: "sanity", about: "csi-sanity against meshstor dev", gate: false, run: conformance },
+    Stage {
+        name: "chart",
+        about: "the Helm chart on a real API server, rights of nodes' accounts",
+        gate: false,
+        run: helm_chart,
+    },
     Stage { name: "demo", about: "the main job on real kernels", gate: false, run: demo },
     Stage { name: "scenarios", about: "harm done to a cluster on real kernels", gate: false, run: scenarios },
 ];
@@ -153,6 +159,10 @@ fn explore(context: &Context) -> Result<Tally> {
 fn conformance(context: &Context) -> Result<Tally> {
     let shown = |line: &str| line.contains("skipped: ") || line.contains("FAILED");
     self_counting(context, "sanity", sanity::command()?, shown)
+}
+
+fn helm_chart(context: &Context) -> Result<Tally> {
+    self_counting(context, "chart", chart::command()?, |line| line.starts_with("lab: "))
 }
 
 /// Runs a program whose last line is `NAME: N passed, N failed`, `, N skipped` or not.
