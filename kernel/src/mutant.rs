@@ -61,11 +61,15 @@ pub enum Mutant {
     EndsAlone,
     /// The number of a copy whose object was lost is given to a new one.
     NumberUsedAgain,
+    /// An array takes a partition that is exported. It sits in the simulated kernel, as the rule does in the real binding.
+    TakesExported,
+    /// A partition is made for an object that a watch showed and nobody has read since.
+    MadeUnread,
 }
 
 impl Mutant {
     /// All of them, in the order of the list above.
-    pub const ALL: [Mutant; 26] = [
+    pub const ALL: [Mutant; 28] = [
         Mutant::DropBeforeRecord,
         Mutant::TrustStaleCopy,
         Mutant::ReAddWithoutMerge,
@@ -92,6 +96,8 @@ impl Mutant {
         Mutant::RetiredIsWiped,
         Mutant::EndsAlone,
         Mutant::NumberUsedAgain,
+        Mutant::TakesExported,
+        Mutant::MadeUnread,
     ];
 
     /// Its name on the command line: `drop-before-record`.

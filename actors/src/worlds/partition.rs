@@ -79,7 +79,7 @@ impl World<Partition> for PartitionWorld {
     }
 
     async fn apply(&self, step: &Step) -> Result<Changed, Failure> {
-        if let Step::Kernel(Op::AddPartition { .. }) = step {
+        if let (Step::Kernel(Op::AddPartition { .. }), false) = (step, mutant::on(Mutant::MadeUnread)) {
             self.living().await?;
         }
         self.env.apply_to_kernel(step).await

@@ -9,6 +9,7 @@ use super::md::Member;
 use super::state::{State, Time};
 use crate::facts::Extent;
 use crate::id::{ExportKey, NodeName, PARTITION_TYPE};
+use crate::mutant::{self, Mutant};
 use crate::ops::Op;
 use std::fmt;
 
@@ -121,9 +122,14 @@ impl State {
     }
 
     /// A device that becomes a member of an array may not be exported from here; both bindings refuse that.
-    pub(super) fn exported_here(&self, node: usize, dev: Dev) -> Option<ExportKey> {
+    pub(super) fn exported_here(&mut self, node: usize, dev: Dev) -> Option<ExportKey> {
         let Dev::Part { drive, number } = dev else { return None };
-        self.export_of(node, drive, number)
+        let key = self.export_of(node, drive, number)?;
+        if !mutant::on(Mutant::TakesExported) {
+            return Some(key);
+        }
+        self.violate(node, Law::LocalAndExported, format!("a local array takes the partition exported as {key}"));
+        None
     }
 
     /// An extent that is not free: an accident of the moment when its owner is fresh, else a broken law.
