@@ -43,7 +43,8 @@ pub struct Scene {
     play: Play,
 }
 
-const SCENES: [Scene; 8] = [
+const SCENES: [Scene; 9] = [
+    scene(Mutant::DropCalledOff, FAST, &[], |stage| Box::pin(plays::a_drop_lands_late(stage))),
     scene(Mutant::WriteMostlyDuringResync, SLOW, &[], |stage| Box::pin(plays::reads_while_copies_differ(stage))),
     scene(Mutant::FloorIgnored, FAST, &[], |stage| Box::pin(plays::the_record_goes_back(stage))),
     scene(Mutant::PortReusedAtOnce, FAST, &[], |stage| Box::pin(plays::a_stranger_at_the_old_port(stage))),
@@ -67,7 +68,7 @@ const fn scene(
 
 /// The scene that is made for a mutant.
 pub fn of(mutant: Mutant) -> Option<&'static Scene> {
-    static ALL: [Scene; 8] = SCENES;
+    static ALL: [Scene; 9] = SCENES;
     ALL.iter().find(|scene| scene.shows == mutant)
 }
 

@@ -5,10 +5,37 @@
 use super::{PATIENCE, Stage, drive};
 use crate::cluster::pass;
 use crate::records::{REPLICAS, Records};
+use meshstor_kernel::sim::OpFault;
 use meshstor_memstore::Link;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// A drop that takes longer than anybody waits for it; meanwhile the path is back (F9). The target hears of nothing, so the
+/// old life of its export answers on.
+pub(super) async fn a_drop_lands_late(stage: Rc<Stage>) {
+    let (near, far, [new, _]) = (stage.home("r0"), stage.home("r1"), stage.others());
+    stage.up(&near).await;
+    stage.writes(&near, 10.0).await;
+    stage.cluster.api_link(&far, Link::Hang);
+    let late = Duration::from_secs(30);
+    stage.cluster.world.fail_next(&near, "drop-member", OpFault::Slow(late));
+    stage.cluster.world.cut(&near, &far);
+    stage.until_set(&["r0"]).await;
+    stage.cluster.world.heal(&near, &far);
+    // Past the deadline of the drop (20 s), before it lands.
+    stage.writes(&near, 26.0).await;
+    stage.cluster.api_link(&near, Link::Hang);
+    stage.cluster.world.lose_hints(&near, 1000);
+    stage.writes(&near, 8.0).await;
+    stage.power_cut(&near).await;
+    stage.cluster.api_link(&near, Link::Up);
+    stage.cluster.api_link(&far, Link::Up);
+    stage.leave_by_force().await;
+    if stage.life.bring_up(&new, 60.0).await {
+        stage.writes(&new, 10.0).await;
+    }
+}
 
 /// Writes that reached one copy only, then a restart: until the resync has passed, what is read must not change (F17).
 /// The other copy has the lower slot, and MD reads the lowest while a resync is pending.

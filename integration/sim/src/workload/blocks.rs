@@ -58,11 +58,14 @@ fn completes(line: &str, node: &str) -> bool {
     words.next() == Some(node) && words.nth(1) == Some("ends") && words.next() == Some("recover")
 }
 
-/// Whether an array of this node lost a member in this time and got none.
+/// Whether an array of this node lost a member in this time, of itself and not on our word, and got none.
 fn only_lost(trace: &[String], node: &str, from: f64, to: f64) -> bool {
     let within = |line: &&String| time_of(line).is_some_and(|time| (from..=to).contains(&time));
     let lines = || trace.iter().filter(within);
-    lines().any(|line| fails(line, node, Duration::ZERO)) && !lines().any(|line| completes(line, node))
+    let told = |line: &&String| line.split_whitespace().nth(2) == Some("drop-member");
+    lines().any(|line| fails(line, node, Duration::ZERO))
+        && !lines().any(|line| completes(line, node))
+        && !lines().filter(told).any(|line| line.split_whitespace().nth(1) == Some(node))
 }
 
 /// Whether a write was acknowledged between such a loss and the next look, the word of it having been lost: the same limit
