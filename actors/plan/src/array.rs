@@ -367,8 +367,14 @@ fn change(record: &VolumeRecord, change: crate::record::Change) -> RecordOp {
 #[path = "array/leave_tests.rs"]
 mod leave_tests;
 #[cfg(test)]
+#[path = "array/run_tests.rs"]
+mod run_tests;
+#[cfg(test)]
 #[path = "array/seat_tests.rs"]
 mod seat_tests;
+#[cfg(test)]
+#[path = "array/stop_tests.rs"]
+mod stop_tests;
 #[cfg(test)]
 #[path = "array_tests.rs"]
 mod tests;
