@@ -146,11 +146,11 @@ impl Cluster {
         }
     }
 
-    /// The time in which a node had no agent, around this moment.
-    pub fn without_agent(&self, name: &str, at: Duration) -> Option<(Duration, Duration)> {
+    /// Since when a node had no agent at this moment, if it had none.
+    pub fn without_agent(&self, name: &str, at: Duration) -> Option<Duration> {
         let without = self.without.borrow();
-        let mut of_node = without.iter().filter(|w| w.node == name).map(|w| (w.from, w.to.unwrap_or(Duration::MAX)));
-        of_node.find(|(from, to)| *from <= at && at <= to.saturating_add(STARTING))
+        let had_none = |w: &&Without| w.from <= at && w.to.is_none_or(|to| at <= to + STARTING);
+        without.iter().filter(|w| w.node == name).find(had_none).map(|w| w.from)
     }
 
     /// Its Node object is there.

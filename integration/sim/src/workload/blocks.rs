@@ -21,20 +21,10 @@ const REST: f64 = 10.0;
 /// Whether a write was acknowledged in the window of P6 (docs/protocol.md, limit-failure-in-flight): its array had just lost
 /// a member, and its writes were frozen a moment later, as the record could not be changed.
 pub fn in_flight_at_a_failure(trace: &[String], volume: VolumeId, node: &str, acknowledged: Duration) -> bool {
-    let at = acknowledged.as_secs_f64();
-    let (id, mut failed) = (volume.short().to_string(), false);
-    for line in trace {
-        let words: Vec<&str> = line.split_whitespace().take(6).collect();
-        let (Some(time), Some(of)) = (words.first().and_then(|word| word.parse::<f64>().ok()), words.get(1)) else {
-            continue;
-        };
-        if *of != node || (time - at).abs() > WINDOW {
-            continue;
-        }
-        failed |= words.get(3) == Some(&"fails") && time <= at;
-        let frozen =
-            words.get(2) == Some(&"freeze-writes") && words.get(3) == Some(&id.as_str()) && words.get(5) == Some(&"on");
-        if failed && frozen && time >= at {
+    let (at, mut failed) = (acknowledged.as_secs_f64(), false);
+    for (time, words) in lines_of(trace, volume, node).filter(|(time, _)| (time - at).abs() <= WINDOW) {
+        failed |= fails(&words) && time <= at;
+        if failed && words.first() == Some(&"freeze-writes") && words.get(3) == Some(&"on") && time >= at {
             return true;
         }
     }
@@ -45,27 +35,26 @@ fn time_of(line: &str) -> Option<f64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Whether a line of the trace says that an array of this node lost a member since then.
-fn fails(line: &str, node: &str, since: Duration) -> bool {
-    let mut words = line.split_whitespace().skip(1);
-    let late = time_of(line).is_some_and(|at| at >= since.as_secs_f64());
-    late && words.next() == Some(node) && words.nth(1) == Some("fails")
+/// What the trace tells of a volume's array on a node: time and words behind the node's name. A loss in another volume's
+/// array excuses nothing in this one.
+fn lines_of<'a>(trace: &'a [String], volume: VolumeId, node: &str) -> impl Iterator<Item = (f64, Vec<&'a str>)> {
+    let (id, node) = (volume.short().to_string(), format!(" {node} "));
+    let of_both = trace.iter().filter(move |line| line.contains(&id) && line.contains(&node));
+    of_both.filter_map(|line| Some((time_of(line)?, line.split_whitespace().skip(2).collect())))
 }
 
-/// Whether a line of the trace says that a copy was completed on this node: one that the kernel alone knows of is no excuse.
-fn completes(line: &str, node: &str) -> bool {
-    let mut words = line.split_whitespace().skip(1);
-    words.next() == Some(node) && words.nth(1) == Some("ends") && words.next() == Some("recover")
+/// `md1001 fails nvme1n1 of f2dbb171: command failed`.
+fn fails(words: &[&str]) -> bool {
+    words.get(1) == Some(&"fails")
 }
 
-/// Whether an array of this node lost a member in this time, of itself and not on our word, and got none.
-fn only_lost(trace: &[String], node: &str, from: f64, to: f64) -> bool {
-    let within = |line: &&String| time_of(line).is_some_and(|time| (from..=to).contains(&time));
-    let lines = || trace.iter().filter(within);
-    let told = |line: &&String| line.split_whitespace().nth(2) == Some("drop-member");
-    lines().any(|line| fails(line, node, Duration::ZERO))
-        && !lines().any(|line| completes(line, node))
-        && !lines().filter(told).any(|line| line.split_whitespace().nth(1) == Some(node))
+/// Whether the volume's array on this node lost a member in this time, of itself and not on our word, and got none: a copy
+/// that the kernel alone knows of is no excuse.
+fn only_lost(trace: &[String], volume: VolumeId, node: &str, from: f64, to: f64) -> bool {
+    let lines = || lines_of(trace, volume, node).filter(|(time, _)| (from..=to).contains(time));
+    let completes = |words: &[&str]| words.get(1..3) == Some(&["ends", "recover"]);
+    let told = |words: &[&str]| words.first() == Some(&"drop-member");
+    lines().any(|(_, words)| fails(&words)) && !lines().any(|(_, words)| completes(&words) || told(&words))
 }
 
 /// Whether a write was acknowledged between such a loss and the next look, the word of it having been lost: the same limit
@@ -74,7 +63,7 @@ fn failed_unheard(trace: &[String], volume: VolumeId, node: &str, acknowledged: 
     let at = acknowledged.as_secs_f64();
     let word = format!(" {node} unheard: {}", volume.short());
     let mut unheard = trace.iter().filter(|line| line.contains(&word)).filter_map(|line| time_of(line));
-    unheard.any(|time| (at - REST..=at).contains(&time) && only_lost(trace, node, time - WINDOW, at))
+    unheard.any(|time| (at - REST..=at).contains(&time) && only_lost(trace, volume, node, time - WINDOW, at))
 }
 
 impl Life {
@@ -140,16 +129,16 @@ impl Life {
         answered.is_some_and(|(node, at)| {
             let trace = world.trace();
             in_flight_at_a_failure(&trace, id, node, at)
-                || self.failed_without_agent(&trace, node, at)
+                || self.failed_without_agent(&trace, id, node, at)
                 || failed_unheard(&trace, id, node, at)
         })
     }
 
     /// Whether the write was acknowledged by an array that had lost a member while its node had no agent that could freeze it
     /// and record the loss (docs/protocol.md, limit-failure-without-agent).
-    fn failed_without_agent(&self, trace: &[String], node: &str, at: Duration) -> bool {
+    fn failed_without_agent(&self, trace: &[String], id: VolumeId, node: &str, at: Duration) -> bool {
         let without = self.cluster.without_agent(node, at);
-        without.is_some_and(|(from, _)| only_lost(trace, node, from.as_secs_f64() - WINDOW, at.as_secs_f64()))
+        without.is_some_and(|from| only_lost(trace, id, node, from.as_secs_f64() - WINDOW, at.as_secs_f64()))
     }
 
     /// The history of a block since a content, for a failure's line.
@@ -189,7 +178,10 @@ impl Life {
         let now = (other, world.now());
         let before = self.seen.borrow_mut().insert(block, now).filter(|(before, _)| *before != other);
         // The copy that answered may be lost before a resync has made the others equal to it (docs/protocol.md, limit-read-before-resync).
-        let lost_one = |since: Duration| world.trace().iter().any(|line| fails(line, node, since));
+        let lost_one = |since: Duration| {
+            let trace = world.trace();
+            lines_of(&trace, id, node).any(|(time, words)| time >= since.as_secs_f64() && fails(&words))
+        };
         if let Some((before, since)) = before
             && !lost_one(since)
         {

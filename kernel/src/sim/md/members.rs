@@ -36,7 +36,7 @@ impl State {
             a.sync = None;
             a.kick = true;
             a.dirty(Dirty::Devices);
-            format!("{} fails {name}: {why}", a.name)
+            format!("{} fails {name}{}: {why}", a.name, a.of_volume())
         };
         self.say(node, line);
         self.hint_array(id);

@@ -133,6 +133,11 @@ impl Array {
         self.component_bytes.div_ceil(BITMAP_CHUNK)
     }
 
+    /// Of which volume it is, for a line of the trace.
+    pub(super) fn of_volume(&self) -> String {
+        self.volume.map(|volume| format!(" of {}", volume.short())).unwrap_or_default()
+    }
+
     pub(super) fn dirty(&mut self, why: Dirty) {
         self.sb_dirty = self.sb_dirty.max(Some(why));
     }

@@ -249,7 +249,7 @@ impl State {
         a.held = false;
         a.dirty(Dirty::Devices);
         a.kick = true;
-        let (node, line) = (a.node, format!("{} ends {}", a.name, sync.kind.name()));
+        let (node, line) = (a.node, format!("{} ends {}{}", a.name, sync.kind.name(), a.of_volume()));
         self.say(node, line);
         self.hint_array(id);
     }
