@@ -24,27 +24,30 @@ impl PartitionWorld {
         PartitionWorld { env, key }
     }
 
+    /// The replica's object as the server has it now.
+    async fn object(&self) -> Result<Option<MeshStorReplica>, Failure> {
+        let name = self.env.book.borrow().replicas.get(&self.key).cloned().unwrap_or_default();
+        self.env.server.get(&name).await
+    }
+
+    /// The object is there now and is to live. A watch that lags behind a list shows one that was buried and is gone: what is
+    /// made for it is nobody's, and stays for ever (simulator, seed 2223).
+    async fn living(&self) -> Result<(), Failure> {
+        let lives = self
+            .object()
+            .await?
+            .is_some_and(|object| object.spec.tombstone.is_none() && object.metadata.deletion_timestamp.is_none());
+        if lives { Ok(()) } else { Err(Failure::Raced { what: format!("making {}", self.key) }) }
+    }
+
     /// The tombstone stands in the object now, word for word.
     async fn confirm(&self, wanted: &TombstoneWish) -> Result<(), Failure> {
         if mutant::on(Mutant::DeletedIsDeletion) {
             return Ok(());
         }
-        let name = self.env.book.borrow().replicas.get(&self.key).cloned().unwrap_or_default();
-        let object: Option<MeshStorReplica> = self.env.server.get(&name).await?;
+        let object = self.object().await?;
         let stands = object.as_ref().and_then(tombstone).is_some_and(|now| now == *wanted);
         if stands { Ok(()) } else { Err(Failure::Raced { what: format!("the tombstone of {}", self.key) }) }
-    }
-}
-
-impl PartitionWorld {
-    /// The object is there now and is to live. A watch that lags behind a list shows one that was buried and is gone: what is
-    /// made for it is nobody's, and stays for ever (simulator, seed 2223).
-    async fn living(&self) -> Result<(), Failure> {
-        let name = self.env.book.borrow().replicas.get(&self.key).cloned().unwrap_or_default();
-        let object: Option<MeshStorReplica> = self.env.server.get(&name).await?;
-        let lives = object
-            .is_some_and(|object| object.spec.tombstone.is_none() && object.metadata.deletion_timestamp.is_none());
-        if lives { Ok(()) } else { Err(Failure::Raced { what: format!("making {}", self.key) }) }
     }
 }
 
