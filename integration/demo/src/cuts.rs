@@ -16,6 +16,7 @@ use std::time::Duration;
 /// The scenarios of this file.
 pub const ALL: &[(&str, Scenario)] = &[
     ("api-cut: a deposed consumer writes on, cut off from the API server alone", api_cut),
+    ("engines: O_DIRECT and io_uring writers of a deposed consumer", engines),
     ("storage-cut: a deposed consumer is cut off from the storage network alone", storage_cut),
     ("last-copy-dead: takeover waits for the dead node's copy, and says so", last_copy_dead),
     ("cable-flap: two seconds without a cable, one remote copy", cable_flap),
@@ -72,7 +73,28 @@ fn api_cut(cluster: &mut Cluster) -> Result<String> {
     ensure!(!carrier(&guest, "api0")?, "the API cable is not cut");
     // Healthy and merely out of touch: it goes on.
     old.wait_for(50, Duration::from_secs(60))?;
-    let line = deposed(cluster, &mut volume, old, |_| guest.api_cable(true))?;
+    let line = deposed(cluster, &mut volume, old, Vec::new(), |_| guest.api_cable(true))?;
+    let end = finish(cluster, &volume, 2)?;
+    Ok(format!("{line}; {end}"))
+}
+
+/// Programs that write past the page cache, and by io_uring: none of them may be told of a success that the new consumer
+/// does not have (F7, X4).
+fn engines(cluster: &mut Cluster) -> Result<String> {
+    let (mut volume, _) = bring_up(cluster, &two_copies("engines"), "node-a")?;
+    let old = writing(cluster, &volume)?;
+    let mut others = Vec::new();
+    for how in ["direct", "uring"] {
+        let path = format!("{}-{how}", file(&volume));
+        let arguments = format!("write --file {path} --blocks 512 --how {how}");
+        let running = Running::start(cluster.helper("node-a", &arguments)?)?;
+        running.wait_for(50, Duration::from_secs(60)).with_context(|| format!("the writer {how}"))?;
+        others.push((path, running));
+    }
+    let guest = cluster.guest("node-a")?;
+    guest.api_cable(false)?;
+    ensure!(!carrier(&guest, "api0")?, "the API cable is not cut");
+    let line = deposed(cluster, &mut volume, old, others, |_| guest.api_cable(true))?;
     let end = finish(cluster, &volume, 2)?;
     Ok(format!("{line}; {end}"))
 }
@@ -83,16 +105,18 @@ fn storage_cut(cluster: &mut Cluster) -> Result<String> {
     let guest = cluster.guest("node-a")?;
     guest.cable(false)?;
     ensure!(!carrier(&guest, "stor0")?, "the storage cable is not cut");
-    let line = deposed(cluster, &mut volume, old, |_| guest.cable(true))?;
+    let line = deposed(cluster, &mut volume, old, Vec::new(), |_| guest.cable(true))?;
     let end = finish(cluster, &volume, 2)?;
     Ok(format!("{line}; {end}"))
 }
 
-/// The volume is published to node-b while its old consumer, which is cut off, writes on; then the cut is `healed`.
+/// The volume is published to node-b while its old consumer, which is cut off, writes on, `others` to files of their own;
+/// then the cut is `healed`.
 fn deposed(
     cluster: &Cluster,
     volume: &mut Volume,
     old: Running,
+    others: Vec<(String, Running)>,
     healed: impl FnOnce(&Cluster) -> Result<()>,
 ) -> Result<String> {
     cluster.csi.unpublish(&volume.id, "node-a").0.context("ControllerUnpublishVolume")?;
@@ -100,6 +124,8 @@ fn deposed(
     volume.at = "node-b".into();
     // The first read of the new life: whatever of the old one is not here now must never appear.
     let first = read_back(cluster, volume)?;
+    let reads = |path: &String| read_file(cluster, "node-b", path);
+    let others_first = others.iter().map(|(path, _)| reads(path)).collect::<Result<Vec<_>>>()?;
     let arguments = format!("write --file {} --blocks {BLOCKS} --first {NEW_LIFE} --count 100", file(volume));
     let new = Running::start(cluster.helper("node-b", &arguments)?)?.finish(PATIENCE)?;
     ensure!(new.errors.is_empty() && new.acks.len() == 100, "{} of 100: {:?}", new.acks.len(), new.errors);
@@ -108,6 +134,13 @@ fn deposed(
     ensure!(!old.acks.is_empty(), "the old consumer never wrote");
     // All it was ever told, whenever that was: nothing acknowledged after the first read may be missing there.
     old.verify(&first).context("the old consumer's acknowledged writes on the new one")?;
+    let mut lines = Vec::new();
+    for ((path, running), first) in others.into_iter().zip(others_first) {
+        let told = running.finish(PATIENCE)?;
+        told.verify(&first).with_context(|| format!("what was acknowledged for {path}"))?;
+        let last = told.errors.first().map_or("then nothing", String::as_str);
+        lines.push(format!("; {path}: {} acknowledged, {last}", told.acks.len()));
+    }
     await_copies(cluster, &volume.id, 2)?;
     let last = read_back(cluster, volume)?;
     no_ghosts(&first, &last, NEW_LIFE)?;
@@ -118,9 +151,10 @@ fn deposed(
     agent.node_unpublish(&volume.id).0.context("NodeUnpublishVolume on the old consumer")?;
     agent.unstage(&volume.id).0.context("NodeUnstageVolume on the old consumer")?;
     Ok(format!(
-        "{} writes acknowledged to the old consumer ({}), all on the new one; {times}; {blocks} blocks verified, no ghost",
+        "{} writes acknowledged to the old consumer ({}), all on the new one{}; {times}; {blocks} blocks verified, no ghost",
         old.acks.len(),
         old.errors.first().map_or("then killed or frozen", String::as_str),
+        lines.concat(),
     ))
 }
 

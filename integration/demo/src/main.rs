@@ -23,6 +23,7 @@ mod sanity;
 mod scenarios;
 mod script;
 mod story;
+mod throttled;
 mod writer;
 
 use clap::{Parser, Subcommand};

@@ -6,7 +6,9 @@
 
 mod crash;
 mod first;
+mod second;
 mod seventeenth;
+mod third;
 
 use crate::story::Story;
 use anyhow::{Result, bail};
@@ -34,6 +36,8 @@ type Case = fn(&Lab, Way) -> Result<Seen>;
 
 const ALL: &[(&str, &str, Case)] = &[
     ("F1", "a bitmap re-add after a takeover by one survivor", first::run),
+    ("F2", "a host refused while it waits for its target", second::run),
+    ("F3", "a copy moved while nobody can record it", third::run),
     ("F17", "a write-mostly member in the lowest slot while a resync is pending", seventeenth::run),
 ];
 

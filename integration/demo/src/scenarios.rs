@@ -11,6 +11,7 @@ use crate::inputs;
 use crate::rdma;
 use crate::rewind;
 use crate::story::*;
+use crate::throttled;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -35,10 +36,11 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     let mut world: Option<Cluster> = None;
     let (mut passed, mut failed) = (0, 0);
     let wanted = |name: &str| only.split(',').any(|part| name.contains(part));
-    for (name, scenario) in [cuts::ALL, rdma::ALL, follows::ALL, held::ALL, inputs::ALL, ALL, rewind::ALL]
-        .into_iter()
-        .flatten()
-        .filter(|(name, _)| wanted(name))
+    for (name, scenario) in
+        [cuts::ALL, rdma::ALL, follows::ALL, held::ALL, throttled::ALL, inputs::ALL, ALL, rewind::ALL]
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| wanted(name))
     {
         let mut cluster = match world.take() {
             Some(cluster) => cluster,

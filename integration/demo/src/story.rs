@@ -129,8 +129,13 @@ pub fn verify(cluster: &Cluster, volume: &Volume) -> Result<usize> {
 
 /// What the file holds, as a fresh reader on the consumer sees it: see [`History::verify`].
 pub fn read_back(cluster: &Cluster, volume: &Volume) -> Result<String> {
-    let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {}", file(volume));
-    cluster.guest(&volume.at)?.ssh_checked(&read)
+    read_file(cluster, &volume.at, &file(volume))
+}
+
+/// What a file of a writer's holds on the devices, as seen on a node.
+pub fn read_file(cluster: &Cluster, node: &str, path: &str) -> Result<String> {
+    let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {path}");
+    cluster.guest(node)?.ssh_checked(&read)
 }
 
 /// A volume of two copies, on node-a and node-b.

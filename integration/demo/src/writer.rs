@@ -1,7 +1,8 @@
 //! The writer and the reader that run inside a guest.
 //!
-//! Each 4 KiB block carries a sequence number and a checksum. A write is acknowledged when `pwrite` with `O_DSYNC`
-//! returns; the line printed then reaches the host, so an acknowledgement outlives the guest that got it.
+//! Each 4 KiB block carries a sequence number and a checksum. A write is acknowledged when the kernel says that it is
+//! durable (`O_DSYNC`), by whichever interface; the line printed then reaches the host, so an acknowledgement outlives
+//! the guest that got it.
 
 use anyhow::{Context, Result, bail};
 use std::fs::{File, OpenOptions};
@@ -9,6 +10,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio_uring::buf::BoundedBuf;
 
 /// One block: the file system's own block size, so that a write never reads.
 pub const BLOCK: usize = 4096;
@@ -34,6 +36,29 @@ pub struct Write {
     /// Milliseconds between two writes
     #[arg(long, default_value_t = 0)]
     pause_ms: u64,
+    /// By which of the kernel's interfaces
+    #[arg(long, value_enum, default_value_t = How::Sync)]
+    how: How,
+}
+
+/// How a block is given to the kernel. What a killed process may still be told differs (docs/kernel-hazards.md, X4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum How {
+    /// `pwrite` through the page cache
+    Sync,
+    /// `pwrite` past the page cache (`O_DIRECT`)
+    Direct,
+    /// io_uring, past the page cache
+    Uring,
+}
+
+impl How {
+    fn flags(self) -> i32 {
+        match self {
+            How::Sync => nix::libc::O_DSYNC,
+            How::Direct | How::Uring => nix::libc::O_DSYNC | nix::libc::O_DIRECT,
+        }
+    }
 }
 
 /// Arguments of `read`.
@@ -71,38 +96,99 @@ fn micros() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_micros()).unwrap_or(0)
 }
 
+/// A block at an address that `O_DIRECT` takes: where it begins in the vector, which must not grow.
+fn aligned(sequence: u64, index: u64) -> (Vec<u8>, usize) {
+    let mut room = vec![0u8; 2 * BLOCK];
+    let begin = room.as_ptr().align_offset(BLOCK);
+    room[begin..begin + BLOCK].copy_from_slice(&block(sequence, index));
+    (room, begin)
+}
+
 /// Writes until told to stop. Prints `ack SEQUENCE INDEX BEGIN_US END_US`, or `error …` and fails at the first error.
 pub fn write(arguments: &Write) -> Result<()> {
     let name = arguments.file.display().to_string();
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .custom_flags(nix::libc::O_DSYNC)
-        .open(&arguments.file)
-        .with_context(|| format!("open {name}"))?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "begin {}", micros())?;
-    out.flush()?;
-    for step in 0..arguments.count {
-        if arguments.until.as_ref().is_some_and(|f| f.exists()) {
-            break;
-        }
-        let sequence = arguments.first + step;
-        let index = sequence % arguments.blocks;
-        let begin = micros();
-        if let Err(error) = file.write_all_at(&block(sequence, index), index * BLOCK as u64) {
-            writeln!(out, "error {sequence} {index} {} {error}", micros())?;
-            bail!("write {sequence} to {name}: {error}");
-        }
-        writeln!(out, "ack {sequence} {index} {begin} {}", micros())?;
-        out.flush()?;
-        if arguments.pause_ms > 0 {
-            std::thread::sleep(Duration::from_millis(arguments.pause_ms));
-        }
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).custom_flags(arguments.how.flags());
+        options.open(&arguments.file).with_context(|| format!("open {name}"))
+    };
+    if arguments.how == How::Uring {
+        let file = open()?;
+        return tokio_uring::start(async move {
+            let file = tokio_uring::fs::File::from_std(file);
+            let mut tale = Tale::begin(arguments)?;
+            while let Some((sequence, index)) = tale.next()? {
+                let (room, begin) = aligned(sequence, index);
+                let (result, _room) =
+                    file.write_at(room.slice(begin..begin + BLOCK), index * BLOCK as u64).submit().await;
+                let written =
+                    result.and_then(|n| if n == BLOCK { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) });
+                tale.told(written)?;
+            }
+            tale.end()
+        });
     }
-    writeln!(out, "end {}", micros())?;
-    Ok(())
+    let file = open()?;
+    let mut tale = Tale::begin(arguments)?;
+    while let Some((sequence, index)) = tale.next()? {
+        let (room, begin) = aligned(sequence, index);
+        tale.told(file.write_all_at(&room[begin..begin + BLOCK], index * BLOCK as u64))?;
+    }
+    tale.end()
+}
+
+/// What a writer prints of what it does.
+struct Tale<'a> {
+    arguments: &'a Write,
+    out: std::io::Stdout,
+    step: u64,
+    /// The write that was asked for: its number, its block and when.
+    asked: (u64, u64, u128),
+}
+
+impl<'a> Tale<'a> {
+    fn begin(arguments: &'a Write) -> Result<Tale<'a>> {
+        let mut tale = Tale { arguments, out: std::io::stdout(), step: 0, asked: (0, 0, 0) };
+        tale.say(format_args!("begin {}", micros()))?;
+        Ok(tale)
+    }
+
+    /// The next write to ask for: its number and its block. `None`: it is enough.
+    fn next(&mut self) -> Result<Option<(u64, u64)>> {
+        let over = self.arguments.until.as_ref().is_some_and(|file| file.exists());
+        if over || self.step == self.arguments.count {
+            return Ok(None);
+        }
+        let sequence = self.arguments.first + self.step;
+        let index = sequence % self.arguments.blocks;
+        self.step += 1;
+        self.asked = (sequence, index, micros());
+        Ok(Some((sequence, index)))
+    }
+
+    /// What the kernel answered.
+    fn told(&mut self, result: std::io::Result<()>) -> Result<()> {
+        let (sequence, index, begin) = self.asked;
+        if let Err(error) = result {
+            self.say(format_args!("error {sequence} {index} {} {error}", micros()))?;
+            bail!("write {sequence} to {}: {error}", self.arguments.file.display());
+        }
+        self.say(format_args!("ack {sequence} {index} {begin} {}", micros()))?;
+        if self.arguments.pause_ms > 0 {
+            std::thread::sleep(Duration::from_millis(self.arguments.pause_ms));
+        }
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.say(format_args!("end {}", micros()))
+    }
+
+    fn say(&mut self, line: std::fmt::Arguments<'_>) -> Result<()> {
+        writeln!(self.out, "{line}")?;
+        self.out.flush()?;
+        Ok(())
+    }
 }
 
 /// Prints `block INDEX SEQUENCE` for each block, `torn INDEX` for one that is not whole.
@@ -127,6 +213,13 @@ pub fn read(arguments: &Read) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_for_direct_writes_is_whole_and_aligned() {
+        let (room, begin) = aligned(77, 5);
+        assert_eq!((room.as_ptr() as usize + begin) % BLOCK, 0);
+        assert_eq!(identity(&room[begin..begin + BLOCK], 5), Some(77));
+    }
 
     #[test]
     fn a_block_tells_its_identity_and_nothing_else_does() {

@@ -72,6 +72,19 @@ impl Guest {
         })
     }
 
+    /// Lets the drive in slot `drive` write so many bytes a second, `None`: as fast as it can. What it has been given waits
+    /// inside of it, in order; reads are not held up.
+    pub fn drive_throttle(&self, drive: usize, write_bytes: Option<u64>) -> Result<()> {
+        check_slot(drive)?;
+        self.with_monitor(|_, monitor| {
+            let limits = json!({
+                "id": format!("nvme{drive}"), "bps": 0, "bps_rd": 0, "bps_wr": write_bytes.unwrap_or(0),
+                "iops": 0, "iops_rd": 0, "iops_wr": 0,
+            });
+            monitor.execute("block_set_io_throttle", limits).map(drop)
+        })
+    }
+
     /// Stops the processor: a hung machine. Its network neither answers nor refuses.
     pub fn freeze(&self) -> Result<()> {
         self.with_monitor(|_, monitor| monitor.execute("stop", json!({})).map(drop))

@@ -26,9 +26,8 @@ pub struct Crash {
     pub b: Guest,
 }
 
-/// Builds the array, crashes the consumer. With `flagged` the consumer's own member is write-mostly in the superblocks,
-/// as after a move there and back.
-pub fn make(lab: &Lab, flagged: bool) -> Result<Crash> {
+/// Two blank machines; node-b's replica r1 is exported to node-a and connected there.
+pub fn pair(lab: &Lab) -> Result<(Guest, Guest)> {
     let (a, b) = (lab.guest("node-a")?, lab.guest("node-b")?);
     for guest in [&a, &b] {
         // The drive with 512-byte sectors would do as well, but both members need the same.
@@ -37,15 +36,31 @@ pub fn make(lab: &Lab, flagged: bool) -> Result<Crash> {
     let address = format!("t:{}:5001", b.address());
     suite(&b, &["prepare r1 320", &format!("y export r1 1 1 node-a {address}")])?;
     let connect = format!("y connect r1 1 1 {address}");
-    let create = format!("once create {} local:r0 head:r1:1:1", 256 << 20);
-    suite(&a, &["prepare r0 320", &connect, "until conn r1 1 1 head:Some(", &create])?;
+    suite(&a, &["prepare r0 320", &connect, "until conn r1 1 1 head:Some("])?;
+    Ok((a, b))
+}
+
+/// Bytes of a component of the array that [`pair`] can carry.
+pub const COMPONENT: u64 = 256 << 20;
+
+/// A writer on the array of a guest that runs for ever; [`count_acks`] says how far it is.
+pub fn start_writing(guest: &Guest) -> Result<()> {
+    let array = array(guest)?;
+    let writer = format!("/host/meshstor-demo write --file {array} --blocks 64");
+    guest.ssh_checked(&format!("setsid nohup {writer} >/tmp/acks 2>&1 </dev/null & echo $! >/tmp/writer.pid")).map(drop)
+}
+
+/// Builds the array, crashes the consumer. With `flagged` the consumer's own member is write-mostly in the superblocks,
+/// as after a move there and back.
+pub fn make(lab: &Lab, flagged: bool) -> Result<Crash> {
+    let (a, b) = pair(lab)?;
+    suite(&a, &[&format!("once create {COMPONENT} local:r0 head:r1:1:1")])?;
     if flagged {
         suite(&a, &["y wm local:r0 on", "y wm head:r1:1:1 off"])?;
     }
     let array = array(&a)?;
     put(&a, &array, K, 'X')?;
-    let writer = format!("/host/meshstor-demo write --file {array} --blocks 64");
-    a.ssh_checked(&format!("setsid nohup {writer} >/tmp/acks 2>&1 </dev/null & echo $! >/tmp/writer.pid"))?;
+    start_writing(&a)?;
     // Until the bitmap's events_cleared has caught up: what makes the kernel take the bits for settled.
     std::thread::sleep(Duration::from_secs(12));
     let acks = count_acks(&a)?;
@@ -162,7 +177,8 @@ pub fn array(guest: &Guest) -> Result<String> {
     Ok(format!("/dev/{name}"))
 }
 
-fn count_acks(guest: &Guest) -> Result<usize> {
+/// Writes that were acknowledged to [`start_writing`]'s writer.
+pub fn count_acks(guest: &Guest) -> Result<usize> {
     Ok(guest.ssh_checked("grep -c ^ack /tmp/acks || true")?.trim().parse()?)
 }
 
@@ -191,6 +207,6 @@ pub fn read(guest: &Guest, device: &str, block: u64) -> Result<char> {
 }
 
 /// A block of a member's data, from the member itself.
-fn raw(guest: &Guest, part: &str, block: u64) -> Result<char> {
+pub fn raw(guest: &Guest, part: &str, block: u64) -> Result<char> {
     read(guest, part, DATA + block)
 }
