@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::service::Routes;
 
 /// Run the controller.
@@ -30,6 +31,12 @@ pub struct Arguments {
     /// Whole copies that may be made at the same time in the cluster
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     resyncs_per_cluster: u16,
+    /// Seconds without a sign of life after which a node's volumes are fenced and its pods may start elsewhere
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(25..=3600))]
+    fail_over_after: u16,
+    /// Never do that without being asked: wait for Kubernetes' own detach, the out-of-service taint or a person
+    #[arg(long)]
+    no_fail_over: bool,
     /// Log as JSON
     #[arg(long)]
     log_json: bool,
@@ -44,7 +51,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let client = options::kube_client().await?;
         let resyncs =
             ResyncLimits { node: arguments.resyncs_per_node.into(), cluster: arguments.resyncs_per_cluster.into() };
-        let controller = Controller::new(client, ControllerConfig { resyncs, ..ControllerConfig::default() });
+        let fail_over = (!arguments.no_fail_over).then(|| Duration::from_secs(arguments.fail_over_after.into()));
+        let config = ControllerConfig { resyncs, fail_over, ..ControllerConfig::default() };
+        let controller = Controller::new(client, config);
         let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(|| Ok(()))).await?;
         let bound = server::bind(&arguments.csi_endpoint).await?;
         tracing::info!(socket = %bound.path().display(), metrics = %address, "controller started");

@@ -20,6 +20,7 @@ mod decide;
 mod delete;
 mod error;
 mod exports;
+mod failover;
 mod hints;
 mod list;
 mod loops;
@@ -71,6 +72,8 @@ pub struct ControllerConfig {
     pub repair_poll: Duration,
     /// How many copies may be made wholly at the same time.
     pub resyncs: ResyncLimits,
+    /// After this long without a sign of life of a node its volumes are brought to others; `None`: never without being asked.
+    pub fail_over: Option<Duration>,
     /// The wall clock: for heartbeats and for times written into objects, never for timers.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Where the identities of new volumes come from.
@@ -89,6 +92,7 @@ impl Default for ControllerConfig {
             retry: Duration::from_secs(2),
             repair_poll: Duration::from_secs(5),
             resyncs: ResyncLimits::default(),
+            fail_over: None,
             now: Arc::new(Timestamp::now),
             new_id: Arc::new(Uuid::new_v4),
         }
@@ -107,6 +111,7 @@ impl fmt::Debug for ControllerConfig {
             .field("retry", &self.retry)
             .field("repair_poll", &self.repair_poll)
             .field("resyncs", &self.resyncs)
+            .field("fail_over", &self.fail_over)
             .finish_non_exhaustive()
     }
 }
@@ -121,6 +126,7 @@ pub(crate) struct Context {
     pub(crate) refusals: repair::Refusals,
     pub(crate) budget: budget::Budget,
     pub(crate) teller: Teller,
+    pub(crate) signs: failover::Signs,
 }
 
 impl Context {
@@ -153,7 +159,10 @@ impl Controller {
         let (hints, awaited, inflight) = (Hints::default(), Awaited::default(), Inflight::default());
         let refusals = repair::Refusals::default();
         let budget = budget::Budget::default();
-        Controller { context: Arc::new(Context { writer, config, hints, awaited, inflight, refusals, budget, teller }) }
+        let signs = failover::Signs::default();
+        Controller {
+            context: Arc::new(Context { writer, config, hints, awaited, inflight, refusals, budget, teller, signs }),
+        }
     }
 
     /// The CSI controller service, to be put behind `proto::controller_server::ControllerServer`.
@@ -166,6 +175,7 @@ impl Controller {
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = loops::run(Arc::clone(&self.context)) => {}
+            () = failover::run(Arc::clone(&self.context)) => {}
             () = shutdown => {}
         }
     }

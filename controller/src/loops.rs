@@ -198,7 +198,11 @@ async fn nodes(context: &Context, state: &State) {
     let mut boots: BTreeMap<String, String> = BTreeMap::new();
     let mut events = pin!(watched::<MeshStorNode>(context));
     while let Some(event) = events.next().await {
+        if let Event::Delete(object) = &event {
+            context.signs.gone(&name(object));
+        }
         let (Event::InitApply(object) | Event::Apply(object)) = event else { continue };
+        context.signs.heartbeat(&name(&object), &text(&object, "/status/heartbeat").unwrap_or_default());
         let (node, boot) = (name(&object), text(&object, "/status/bootID").unwrap_or_default());
         context.budget.heard(node.clone());
         if boots.insert(node.clone(), boot.clone()).is_some_and(|known| known == boot) {

@@ -173,6 +173,15 @@ impl Writer {
         }
     }
 
+    /// A request about a kind that is not ours.
+    pub(crate) async fn ask<T>(
+        &self,
+        what: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ControlError> {
+        self.in_time(request).await.map_err(|source| failed(what, source))
+    }
+
     /// A request without an answer must not hold a call for ever.
     async fn in_time<T>(&self, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
         match tokio::time::timeout(self.timeout, request).await {
@@ -182,7 +191,7 @@ impl Writer {
     }
 }
 
-fn failed(what: &str, source: kube::Error) -> ControlError {
+pub(crate) fn failed(what: &str, source: kube::Error) -> ControlError {
     ControlError::Api { what: what.to_string(), source: Box::new(source) }
 }
 

@@ -243,6 +243,9 @@ pub struct ExportEntry {
     pub ports: BTreeSet<Listen>,
     /// Our ports for it that exist but are not linked.
     pub unlinked_ports: BTreeSet<Listen>,
+    /// Transports over which a host is connected to one of its ports now. A host that fell silent is in here until its
+    /// keep-alive has run out (5 s, and what the target adds).
+    pub connected: BTreeSet<Transport>,
 }
 
 /// NVMe-oF transports.

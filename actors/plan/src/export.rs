@@ -38,6 +38,8 @@ pub struct ExportWish {
     pub in_sync: BTreeSet<ReplicaId>,
     /// A tombstone is set: nothing is exported any more.
     pub tombstoned: bool,
+    /// A question who is connected, by whatever name the asker gave it (automatic fail-over).
+    pub asked: Option<String>,
 }
 
 /// An export's life and addresses.
@@ -79,6 +81,8 @@ pub struct ExportReport {
     pub retire: BTreeSet<(u16, Epoch, NodeName)>,
     /// Exports of the replica that still have objects in the kernel, dead ones included.
     pub objects: usize,
+    /// The question that was asked, and over which transports hosts are connected.
+    pub connected: Option<(String, BTreeSet<Transport>)>,
     /// What it waits for.
     pub reason: Option<Reason>,
 }
@@ -176,8 +180,16 @@ fn report(look: &ExportLook) -> ExportReport {
         fenced_epoch: record.map_or(0, |r| r.epoch),
         retire: look.wish.as_ref().map(|wish| to_retire(wish, look)).unwrap_or_default(),
         objects: look.exports.entries.len(),
+        connected: connected(look),
         ..ExportReport::default()
     }
+}
+
+/// The answer to a question who is connected: to any export of this copy, of whatever life.
+fn connected(look: &ExportLook) -> Option<(String, BTreeSet<Transport>)> {
+    let asked = look.wish.as_ref()?.asked.clone()?;
+    let transports = look.exports.entries.values().flat_map(|entry| entry.connected.iter().copied());
+    Some((asked, transports.collect()))
 }
 
 fn rest(look: &ExportLook, reason: Reason) -> Plan<ExportReport> {

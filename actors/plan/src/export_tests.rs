@@ -15,6 +15,7 @@ fn wish(epoch: Epoch, consumer: Option<&str>) -> ExportWish {
         reported: None,
         in_sync: [ReplicaId(0)].into(),
         tombstoned: false,
+        asked: None,
     }
 }
 

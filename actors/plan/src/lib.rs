@@ -13,6 +13,7 @@ pub mod array;
 pub mod connection;
 pub mod drive;
 pub mod export;
+pub mod failover;
 pub mod partition;
 pub mod placement;
 pub mod reason;

@@ -63,15 +63,17 @@ pub(super) fn replica(
     });
     let reason = first(partition, partition.status.reason.as_ref()).or(first(export, export.status.reason.as_ref()));
     let ready = partition.status.state == PartitionState::Ready && reason.is_none();
-    Put {
-        fields: json!({
-            "partition": {"state": state, "sizeBytes": partition.status.bytes},
-            "fencedEpoch": export.status.fenced_epoch,
-            "export": live,
-        }),
-        conditions: vec![said("Ready", ready, reason)],
-        ..Put::default()
+    let mut fields = json!({
+        "partition": {"state": state, "sizeBytes": partition.status.bytes},
+        "fencedEpoch": export.status.fenced_epoch,
+        "export": live,
+    });
+    // Until it is asked there is nothing to answer.
+    if let (Some((asked, transports)), Value::Object(fields)) = (&export.status.connected, &mut fields) {
+        let transports: Vec<&str> = transports.iter().map(Transport::as_str).collect();
+        fields.insert("connection".into(), json!({"asked": asked, "transports": transports}));
     }
+    Put { fields, conditions: vec![said("Ready", ready, reason)], ..Put::default() }
 }
 
 /// A drive.

@@ -5,6 +5,7 @@ use crate::env::Env;
 use crate::failure::Failure;
 use crate::shell::World;
 use meshstor_api::convert::replica_record;
+use meshstor_api::replica::CONNECTED_ANNOTATION;
 use meshstor_api::{MeshStorReplica, MeshStorVolume};
 use meshstor_kernel::facts::PartitionFact;
 use meshstor_kernel::id::{NodeName, ReplicaId, ReplicaKey};
@@ -55,6 +56,7 @@ impl ExportWorld {
             reported,
             in_sync: BTreeSet::new(),
             tombstoned: spec.tombstone.is_some(),
+            asked: object.metadata.annotations.as_ref().and_then(|all| all.get(CONNECTED_ANNOTATION)).cloned(),
         })
     }
 

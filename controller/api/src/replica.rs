@@ -7,6 +7,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The question of a controller who is connected to the exports of a copy; its value is a name of the question.
+pub const CONNECTED_ANNOTATION: &str = "csi.meshstor.io/connected";
+
 /// What a node should hold for a volume.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
 #[kube(
@@ -135,6 +138,9 @@ pub struct ReplicaStatus {
     /// The export of the current epoch and generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<ExportStatus>,
+    /// Who is connected to its exports, as it was when that was last asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<ConnectionStatus>,
     /// Conditions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -167,6 +173,17 @@ pub struct ExportStatus {
     pub ready: bool,
     /// Boot id of the target's kernel.
     pub boot: String,
+}
+
+/// Who is connected to the exports of a copy. Looked at only when asked: it changes with every cable.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionStatus {
+    /// The annotation `csi.meshstor.io/connected` that is answered.
+    pub asked: String,
+    /// Transports over which a host was connected then: `tcp`, `rdma`.
+    #[serde(default)]
+    pub transports: Vec<String>,
 }
 
 /// An address an export listens on.

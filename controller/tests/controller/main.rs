@@ -6,6 +6,7 @@
 mod attachment;
 mod creation;
 mod deletion;
+mod failover;
 mod faults;
 mod reading;
 mod repair;

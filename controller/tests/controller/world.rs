@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use meshstor_api::condition::Condition;
 use meshstor_api::node::{DriveUse, MeshStorNodeDevice, NodeAddress, NodeDeviceSpec, NodeDeviceStatus, NodeSpec};
-use meshstor_api::replica::{ExportStatus, ListenStatus, MeshStorReplica};
+use meshstor_api::replica::{CONNECTED_ANNOTATION, ConnectionStatus, ExportStatus, ListenStatus, MeshStorReplica};
 use meshstor_api::volume::MeshStorVolume;
 use meshstor_api::{FINALIZER, MeshStorNode};
 use meshstor_controller::{Controller, ControllerConfig, ControllerService};
@@ -40,6 +40,8 @@ pub struct Vices {
     pub never_fences: bool,
     /// Does not wipe.
     pub never_wipes: bool,
+    /// Says that a host is connected to its copies.
+    pub sees_host: bool,
 }
 
 pub struct World {
@@ -130,8 +132,21 @@ impl World {
         service
     }
 
+    /// A controller with its loop that fails over after so many seconds.
+    pub fn failing_over(&self, name: &str, seconds: u64) -> ControllerService {
+        let fail_over = Some(Duration::from_secs(seconds));
+        let controller = self.configured(name, ControllerConfig { fail_over, ..ControllerConfig::default() });
+        let service = controller.service();
+        tokio::spawn(async move { controller.run(std::future::pending()).await });
+        service
+    }
+
     /// A controller whose loop does not run.
     pub fn idle_controller(&self, name: &str) -> Controller {
+        self.configured(name, ControllerConfig::default())
+    }
+
+    fn configured(&self, name: &str, config: ControllerConfig) -> Controller {
         let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let origin = Instant::now() - since_start();
         let ids = AtomicU64::new(1);
@@ -140,7 +155,7 @@ impl World {
             new_id: Arc::new(move || {
                 Uuid::new_v5(&Uuid::NAMESPACE_OID, &ids.fetch_add(1, Ordering::Relaxed).to_be_bytes())
             }),
-            ..ControllerConfig::default()
+            ..config
         };
         Controller::new(self.store.client_for(name), config)
     }
@@ -311,6 +326,9 @@ impl Agent {
                 boot: "t".into(),
             });
         }
+        let asked = replica.metadata.annotations.as_ref().and_then(|all| all.get(CONNECTED_ANNOTATION)).cloned();
+        let transports = if vices.sees_host { vec!["tcp".to_string()] } else { vec![] };
+        status.connection = asked.map(|asked| ConnectionStatus { asked, transports });
         if status != old {
             let mut body = json!({"status": status});
             if status.export.is_none() {

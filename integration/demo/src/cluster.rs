@@ -274,6 +274,8 @@ fn start_controller(binaries: &Path, control: &ControlPlane, lab: &Lab) -> Resul
     let child = Command::new(binaries.join("meshstor"))
         .args(["controller", "--csi-endpoint", &format!("unix://{}", socket.display())])
         .args(["--metrics-address", "127.0.0.1:0"])
+        // The lab has no kubelets: whether a node is gone is said by the scenarios.
+        .arg("--no-fail-over")
         .env("KUBECONFIG", control.host_kubeconfig()?)
         .env("RUST_LOG", "info")
         .stdout(File::options().create(true).append(true).open(&log)?)

@@ -8,7 +8,7 @@ use crate::hint::Hint;
 use futures::{StreamExt, TryStreamExt};
 use neli::consts::nl::NlmF;
 use neli::consts::socket::NlFamily;
-use neli::genl::{AttrTypeBuilder, NlattrBuilder};
+use neli::genl::{AttrTypeBuilder, Nlattr, NlattrBuilder};
 use neli::nl::{NlPayload, Nlmsghdr, NlmsghdrBuilder};
 use neli::socket::synchronous::NlSocketHandle;
 use neli::types::{Buffer, GenlBuffer};
@@ -122,6 +122,13 @@ const CMD_PORT_GET: u16 = 5;
 const ATTR_DEV_INDEX: u16 = 1;
 const ATTR_PORT_STATE: u16 = 12;
 const ATTR_NDEV_NAME: u16 = 51;
+const CMD_RES_CM_ID_GET: u16 = 11;
+const ATTR_RES_STATE: u16 = 27;
+const ATTR_RES_CM_ID: u16 = 30;
+const ATTR_RES_CM_ID_ENTRY: u16 = 31;
+const ATTR_RES_SRC_ADDR: u16 = 33;
+/// `RDMA_CM_CONNECT` (include/rdma/rdma_cm.h, `enum rdma_cm_state`): asked for or up.
+const CONNECTED: u8 = 5;
 /// `IB_PORT_ACTIVE` (ib_verbs.h).
 const ACTIVE: u8 = 4;
 
@@ -141,18 +148,56 @@ fn rdma_ports() -> Result<BTreeSet<String>, String> {
     let mut found = BTreeSet::new();
     for device in dump(&socket, CMD_GET, GenlBuffer::new())? {
         let index = attribute(&device, ATTR_DEV_INDEX).ok_or("a device without an index")?;
-        let number = NlattrBuilder::default()
-            .nla_type(AttrTypeBuilder::default().nla_type(ATTR_DEV_INDEX).build().map_err(|e| e.to_string())?)
-            .nla_payload(index)
-            .build()
-            .map_err(|e| e.to_string())?;
-        for port in dump(&socket, CMD_PORT_GET, std::iter::once(number).collect())? {
+        for port in dump(&socket, CMD_PORT_GET, std::iter::once(number(ATTR_DEV_INDEX, index)?).collect())? {
             let active = attribute(&port, ATTR_PORT_STATE).is_some_and(|state| state.first() == Some(&ACTIVE));
             let name = attribute(&port, ATTR_NDEV_NAME).map(text).filter(|_| active);
             found.extend(name);
         }
     }
     Ok(found)
+}
+
+/// Local ports of RDMA connections that are up. `None` where it cannot be asked; empty where there is no RDMA. Blocking.
+pub fn rdma_connections() -> Option<BTreeSet<u16>> {
+    // Without RDMA in the kernel the family does not exist.
+    let Ok(socket) = NlSocketHandle::connect(NlFamily::Rdma, None, Groups::empty()) else {
+        return Some(BTreeSet::new());
+    };
+    connection_ports(&socket).inspect_err(|error| tracing::debug!(error, "RDMA connections could not be listed")).ok()
+}
+
+fn connection_ports(socket: &NlSocketHandle) -> Result<BTreeSet<u16>, String> {
+    let mut ports = BTreeSet::new();
+    for device in dump(socket, CMD_GET, GenlBuffer::new())? {
+        let index = attribute(&device, ATTR_DEV_INDEX).ok_or("a device without an index")?;
+        for answer in dump(socket, CMD_RES_CM_ID_GET, std::iter::once(number(ATTR_DEV_INDEX, index)?).collect())? {
+            let Some(list) = answer.iter().find(|a| *a.nla_type().nla_type() == ATTR_RES_CM_ID) else { continue };
+            let entries = list.get_attr_handle::<u16>().map_err(|e| e.to_string())?;
+            for entry in entries.iter().filter(|entry| *entry.nla_type().nla_type() == ATTR_RES_CM_ID_ENTRY) {
+                let fields = entry.get_attr_handle::<u16>().map_err(|e| e.to_string())?;
+                let field = |wanted: u16| {
+                    let found = fields.iter().find(|field| *field.nla_type().nla_type() == wanted)?;
+                    Some(found.nla_payload().as_ref().to_vec())
+                };
+                let up = field(ATTR_RES_STATE).is_some_and(|state| state.first() == Some(&CONNECTED));
+                ports.extend(field(ATTR_RES_SRC_ADDR).filter(|_| up).and_then(|address| port_of(&address)));
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// The port of a `sockaddr_in` or `sockaddr_in6`: both have it behind the family, in network order.
+fn port_of(address: &[u8]) -> Option<u16> {
+    Some(u16::from_be_bytes([*address.get(2)?, *address.get(3)?]))
+}
+
+fn number(attribute: u16, payload: Vec<u8>) -> Result<Nlattr<u16, Buffer>, String> {
+    NlattrBuilder::default()
+        .nla_type(AttrTypeBuilder::default().nla_type(attribute).build().map_err(|e| e.to_string())?)
+        .nla_payload(payload)
+        .build()
+        .map_err(|e| e.to_string())
 }
 
 fn dump(socket: &NlSocketHandle, command: u16, payload: Attributes) -> Result<Vec<Attributes>, String> {
@@ -209,6 +254,14 @@ fn text(bytes: Vec<u8>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_port_of_an_address_is_in_network_order() {
+        let mut address = [0u8; 128];
+        address[..4].copy_from_slice(&[2, 0, 0x4e, 0x20]);
+        assert_eq!(port_of(&address), Some(20_000));
+        assert_eq!(port_of(&address[..3]), None);
+    }
 
     #[test]
     fn a_node_without_rdma_has_no_rdma_devices() {

@@ -15,6 +15,7 @@
 
 mod configfs;
 mod device;
+mod peers;
 
 use super::attr::{self, either};
 use super::root::Root;
@@ -129,6 +130,10 @@ pub fn observe(root: &Root, key: ReplicaKey) -> Result<ExportFact> {
             }
         }
     }
+    if fact.entries.values().any(|entry| !entry.ports.is_empty()) {
+        let peers = peers::look(root);
+        fact.entries.values_mut().for_each(|entry| entry.connected = peers.to(&entry.ports));
+    }
     Ok(fact)
 }
 
@@ -142,6 +147,7 @@ fn entry(paths: &Paths) -> ExportEntry {
         hosts: attr::names(&paths.subsystem.join("allowed_hosts")).into_iter().map(Nqn).collect(),
         ports: BTreeSet::new(),
         unlinked_ports: BTreeSet::new(),
+        connected: BTreeSet::new(),
     }
 }
 

@@ -7,7 +7,7 @@
 use super::job::{Step, errno};
 use super::state::State;
 use crate::error::KernelError;
-use crate::facts::{ExportEntry, ExportFact, Listen};
+use crate::facts::{ExportEntry, ExportFact, Listen, Transport};
 use crate::hint::Hint;
 use crate::id::{ExportKey, Nqn, ReplicaKey};
 use crate::mutant::{self, Mutant};
@@ -160,11 +160,20 @@ impl State {
                 gone: s.enabled && s.dead,
                 hosts: s.hosts.clone(),
                 unlinked_ports: made.cloned().collect(),
+                connected: self.connected(node, *k),
                 ports,
             };
             (*k, entry)
         });
         ExportFact { entries: entries.collect(), ports_in_use: n.ports.keys().map(|l| l.port).collect() }
+    }
+
+    /// Transports over which hosts hold a live connection to an export.
+    fn connected(&self, node: usize, key: ExportKey) -> BTreeSet<Transport> {
+        let address = self.nodes[node].address;
+        let hosts = self.nodes.iter().filter(|n| n.up).flat_map(|n| n.controllers.values());
+        let here = hosts.filter(|c| c.key == key && c.listen.address == address && c.is_live());
+        here.map(|c| c.listen.transport).collect()
     }
 
     /// An export of a partition that is enabled or linked on its node.
