@@ -173,7 +173,8 @@ impl Life {
         }
         let mut broken = self.broken.borrow_mut();
         if one != other {
-            broken.push(format!("{} on {node}: block {block} read {one}, then {other}", self.name));
+            let (at, told) = (world.now().as_secs_f64(), self.told(id, block, one.min(other)));
+            broken.push(format!("{} on {node} at {at:.3}: block {block} read {one}, then {other}; {told}", self.name));
         }
         let now = (other, world.now());
         let before = self.seen.borrow_mut().insert(block, now).filter(|(before, _)| *before != other);

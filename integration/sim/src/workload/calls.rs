@@ -92,8 +92,10 @@ impl Life {
 
     /// Staged: in a new epoch, and on a node that was booted anew, the application does not wait for former writes.
     async fn settled(&self, node: &str) {
-        let epoch = self.recorded().map_or(0, |volume| volume.spec.attachment.epoch);
-        let boot = self.cluster.world.kernel(node).node().await.map(|fact| fact.boot.0).unwrap_or_default();
+        // An object that is hidden, or a look that fails, is no new life (seed 5205).
+        let before = self.life.borrow().clone();
+        let epoch = self.recorded().map_or(before.0, |volume| volume.spec.attachment.epoch);
+        let boot = self.cluster.world.kernel(node).node().await.map_or(before.1, |fact| fact.boot.0);
         if self.life.replace((epoch, boot.clone())) != (epoch, boot) {
             self.unanswered.borrow_mut().clear();
             self.seen.borrow_mut().clear();

@@ -158,6 +158,7 @@ impl State {
             bits_write: None,
             sync: None,
             kick: true,
+            quiet: false,
             full_sync: false,
             last_write: Time::ZERO,
             fs: None,

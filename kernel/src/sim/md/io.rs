@@ -142,7 +142,7 @@ impl State {
         }
         let frozen = a.members.values().any(|m| m.blocked && !m.faulty);
         let barrier = a.sync.as_ref().is_some_and(|s| s.barrier == Some(chunk));
-        if a.pending() || frozen || barrier {
+        if a.pending() || frozen || barrier || a.quiet {
             return false;
         }
         if a.clean {
@@ -224,7 +224,7 @@ impl State {
         let chunk = self.chunk_of(block);
         let Some(io) = self.ios.get(&id) else { return false };
         let (array, tried) = (io.array, io.tried.clone());
-        let Some(a) = self.arrays.get(&array) else { return false };
+        let Some(a) = self.arrays.get(&array).filter(|a| !a.quiet) else { return false };
         let unsynced = a.resync_from.is_some_and(|from| chunk >= from);
         let open = |a: &Array, mostly: bool| {
             let fits = |m: &super::Member| m.good() && m.write_mostly == mostly;

@@ -101,6 +101,8 @@ pub(super) struct Array {
     pub(super) sync: Option<Sync>,
     /// `sync_action` was written or something changed: look for sync work.
     pub(super) kick: bool,
+    /// A recovery waits for the requests under way, and new ones wait for it to begin.
+    pub(super) quiet: bool,
     /// A member without bitmap history is being recovered: copy everything.
     pub(super) full_sync: bool,
     pub(super) last_write: Time,
