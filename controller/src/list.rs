@@ -14,7 +14,7 @@ use meshstor_api::replica::MeshStorReplica;
 use meshstor_api::volume::{LocalCopy, MeshStorVolume};
 use meshstor_csi::proto;
 use meshstor_csi::request::{
-    GetCapacity, ListVolumes, Place, TopologyRequirement, ValidateVolumeCapabilities, VolumeParameters,
+    BYTES_MIN, GetCapacity, ListVolumes, Place, TopologyRequirement, ValidateVolumeCapabilities, VolumeParameters,
 };
 use meshstor_plan::placement::{self, Request};
 use std::collections::BTreeMap;
@@ -170,11 +170,11 @@ pub(crate) async fn capacity(context: &Context, request: &GetCapacity) -> Result
         fabrics,
         excluded: BTreeMap::new(),
     };
-    let bytes = signed(placement::largest(&offers, &wanted));
+    let bytes = signed(offered(placement::largest(&offers, &wanted)));
     Ok(proto::GetCapacityResponse {
         available_capacity: bytes,
         maximum_volume_size: Some(bytes),
-        minimum_volume_size: Some(signed(meshstor_csi::request::BYTES_MIN)),
+        minimum_volume_size: Some(signed(BYTES_MIN)),
     })
 }
 
@@ -182,3 +182,8 @@ pub(crate) async fn capacity(context: &Context, request: &GetCapacity) -> Result
 pub(crate) fn unimplemented(what: &str) -> Status {
     Status::new(Code::Unimplemented, format!("{what} is not offered by this version"))
 }
+/// A smaller request is made this large: where not even that has room, there is none for anything.
+fn offered(largest: u64) -> u64 {
+    if largest < BYTES_MIN { 0 } else { largest }
+}
+

@@ -203,33 +203,16 @@ pub fn place(offers: &[NodeOffer], request: &Request) -> Result<Choice, Shortage
     Err(sorted(best.unwrap_or_else(nowhere)))
 }
 
-/// Size of the largest volume that [`place`] would find room for, whatever `request.partition_bytes` says.
+/// Size of the largest volume that [`place`] finds room for, whatever `request.partition_bytes` says; zero when none.
+///
+/// Asked of [`place`] itself, so that the two cannot disagree. A volume may grow until it fills one of the drives that it
+/// is on, so only the rooms of drives come into question; and what is placed once is placed in less room as well.
 pub fn largest(offers: &[NodeOffer], request: &Request) -> u64 {
-    let any_size = Request { partition_bytes: 0, ..request.clone() };
-    let in_fabric = |fabric: String| {
-        let (fits, _) = fits(offers, &any_size, &fabric);
-        let (local, other): (Vec<&Fit<'_>>, Vec<&Fit<'_>>) = fits.iter().partition(|fit| must_be(fit, request));
-        let rooms = |list: &[&Fit<'_>]| {
-            let mut rooms: Vec<u64> = list.iter().map(|fit| fit.drive.room()).collect();
-            rooms.sort_by_key(|room| Reverse(*room));
-            rooms
-        };
-        match &request.local {
-            Local::Required(_) => {
-                // The best local copy, and the best of all others for the rest.
-                let mut local = rooms(&local).into_iter();
-                let near = local.next().unwrap_or(0);
-                let mut rest: Vec<u64> = local.chain(rooms(&other)).collect();
-                rest.sort_by_key(|room| Reverse(*room));
-                request.copies.checked_sub(2).map_or(near, |index| near.min(rest.get(index).copied().unwrap_or(0)))
-            }
-            Local::Anywhere | Local::Preferred(_) => {
-                let all = rooms(&fits.iter().collect::<Vec<_>>());
-                request.copies.checked_sub(1).and_then(|index| all.get(index).copied()).unwrap_or(0)
-            }
-        }
-    };
-    volume_bytes(fabrics(offers, request).into_iter().map(in_fabric).max().unwrap_or(0))
+    let drives = offers.iter().flat_map(|node| &node.drives);
+    let rooms: Vec<u64> = drives.map(DriveOffer::room).collect::<BTreeSet<u64>>().into_iter().collect();
+    let placed = |room: &u64| place(offers, &Request { partition_bytes: *room, ..request.clone() }).is_ok();
+    let sizes = rooms.partition_point(placed);
+    volume_bytes(sizes.checked_sub(1).and_then(|index| rooms.get(index)).copied().unwrap_or(0))
 }
 
 /// The fabrics to try, in order.
@@ -345,15 +328,11 @@ fn wrong_fabric(node: &NodeOffer, fabrics: &[String]) -> String {
     format!("is on fabric {}, wanted is {}", node.fabric, fabrics.join(" or "))
 }
 
-/// The drive with the most free space that has room, or why none has.
+/// The drive with the most free space among those that have room, or why none has.
 fn best_drive<'a>(node: &'a NodeOffer, request: &Request) -> Result<&'a DriveOffer, String> {
     let fit = |drive: &&DriveOffer| unfit(drive, request).is_none();
-    let by_room = |drive: &&DriveOffer| {
-        // For a size still to be found the largest room wins; otherwise what is free.
-        let size = if request.partition_bytes == 0 { drive.room() } else { free(drive) };
-        (Reverse(size), drive.drive.clone())
-    };
-    if let Some(best) = node.drives.iter().filter(fit).min_by_key(by_room) {
+    let by_free = |drive: &&DriveOffer| (Reverse(free(drive)), drive.drive.clone());
+    if let Some(best) = node.drives.iter().filter(fit).min_by_key(by_free) {
         return Ok(best);
     }
     let mut why: Vec<String> = node.drives.iter().filter_map(|drive| unfit(drive, request)).collect();

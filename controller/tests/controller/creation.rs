@@ -194,3 +194,54 @@ async fn a_lost_record_is_never_made_again() {
         .await;
     assert!(world.volume("pvc-1").unwrap().pointer("/status/inSync").is_none());
 }
+
+/// K8, K11: whatever two controllers promise at the same time, the nodes give each byte once.
+#[tokio::test(start_paused = true)]
+async fn the_last_extent_is_given_to_one_of_two_volumes_at_most() {
+    let world = World::new(&[("a", 10), ("b", 10)]).await;
+    let (one, two) = (world.controller("c1"), world.controller("c2"));
+    for node in ["a", "b"] {
+        world.vices(node, |vices| vices.finite = true);
+    }
+    let mut both_lost = 0;
+    for round in 0..20 {
+        // Late by nothing, by less than a node's look, by more.
+        world.store.faults().set_latency("c2", Duration::from_millis(round * 5), Duration::from_millis(7));
+        let (x, y) = (format!("x-{round}"), format!("y-{round}"));
+        let done = std::cell::Cell::new(false);
+        let calls = async {
+            let ends = tokio::join!(create(&one, &x, 8), create(&two, &y, 8));
+            done.set(true);
+            ends
+        };
+        let watch = async {
+            while !done.get() {
+                for node in ["a", "b"] {
+                    assert!(world.taken(node) <= 10 * GIB, "{node} holds {} bytes", world.taken(node));
+                }
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        };
+        let ((first, second), ()) = tokio::join!(calls, watch);
+        let won: Vec<&str> =
+            [(&x, &first), (&y, &second)].iter().filter(|(_, end)| end.is_ok()).map(|w| w.0.as_str()).collect();
+        assert!(won.len() <= 1, "{first:?} {second:?}");
+        both_lost += usize::from(won.is_empty());
+        for error in [&first, &second].into_iter().filter_map(|end| end.as_ref().err()) {
+            assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
+            let (message, least) = (error.message(), 8 * GIB + (5 << 20));
+            assert!(message.contains(&format!("2 nodes with {least} bytes free on one drive are needed")), "{message}");
+            let lacks = |node: &str| {
+                message.contains(&format!("{node} drive d-{node} has no free extent of {least} bytes, the largest is"))
+                    || message.contains(&format!("{node} refused r"))
+            };
+            assert!(lacks("a") || lacks("b"), "{message}");
+        }
+        for volume in won {
+            delete(&one, volume).await.unwrap();
+        }
+        eventually("the nodes are empty again", || world.store.list("meshstorreplicas").is_empty()).await;
+    }
+    assert!(both_lost < 20, "somebody gets it as a rule");
+    create(&two, "z", 8).await.unwrap();
+}

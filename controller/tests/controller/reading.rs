@@ -93,6 +93,64 @@ async fn one_volume_is_described_with_its_health() {
     create(&service, "pvc-1", 1).await.unwrap();
     eventually("a summary", || world.condition("pvc-1", "Ready").is_some()).await;
     let ask = |volume: &str| {
+/// K11, over everything a class can say: one mebibyte more finds no room, the answer itself does.
+#[tokio::test(start_paused = true)]
+async fn what_capacity_says_is_made_and_not_a_mebibyte_more() {
+    let world = World::new(&[("a", 7), ("b", 3), ("c", 5), ("d", 2)]).await;
+    let service = world.controller("c1");
+    let fabric = json!({"status": {"fabric": "blue"}});
+    world.merge_status::<meshstor_api::MeshStorNode>("d", &fabric).await;
+    let at = |node: &str| {
+        let fabric = if node == "d" { "blue" } else { "default" };
+        Topology { segments: parameters(&[("csi.meshstor.io/node", node), ("csi.meshstor.io/fabric", fabric)]) }
+    };
+    let mut made = 0;
+    for (count, local, node) in [1, 2, 3].into_iter().flat_map(|count| {
+        ["preferred", "required", "none"].into_iter().flat_map(move |l| ["a", "b", "c", "d"].map(|n| (count, l, n)))
+    }) {
+        let class = parameters(&[("replicaCount", &count.to_string()), ("localCopy", local)]);
+        let message = GetCapacityRequest {
+            parameters: class.clone(),
+            accessible_topology: Some(at(node)),
+            ..GetCapacityRequest::default()
+        };
+        let answer = service.get_capacity(Request::new(message)).await.unwrap().into_inner();
+        let largest = answer.available_capacity;
+        let mut request = create_request(&format!("pvc-{count}-{local}-{node}"), 1);
+        request.parameters = class;
+        let here = TopologyRequirement { requisite: vec![at(node)], preferred: vec![at(node)] };
+        request.accessibility_requirements = Some(here);
+        let more = largest + (1 << 20);
+        request.capacity_range = Some(CapacityRange { required_bytes: more, limit_bytes: 0 });
+        let error = create_with(&service, request.clone()).await.unwrap_err();
+        assert_eq!(error.code(), Code::ResourceExhausted, "{count} {local} {node}: {largest}");
+        if largest > 0 {
+            request.capacity_range = Some(CapacityRange { required_bytes: largest, limit_bytes: 0 });
+            create_with(&service, request).await.unwrap_or_else(|e| panic!("{count} {local} {node} {largest}: {e}"));
+            made += 1;
+        }
+    }
+    assert_eq!(made, 30, "on node d alone one copy fits and no more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_for_less_than_the_smallest_volume_is_no_room() {
+    let world = World::new(&[("a", 1)]).await;
+    let service = world.controller("c1");
+    for (mib, expected) in [(304, 0), (305, 300)] {
+        let body = json!({"status": {"freeBytes": mib << 20, "largestFreeBytes": mib << 20}});
+        world.merge_status::<meshstor_api::node::MeshStorNodeDevice>("a-d", &body).await;
+        let class = parameters(&[("replicaCount", "1")]);
+        let message = GetCapacityRequest { parameters: class.clone(), ..GetCapacityRequest::default() };
+        let answer = service.get_capacity(Request::new(message)).await.unwrap().into_inner();
+        assert_eq!(answer.available_capacity >> 20, expected);
+        let mut request = create_request(&format!("pvc-{mib}"), 1);
+        request.parameters = class;
+        request.capacity_range = Some(CapacityRange { required_bytes: 1, limit_bytes: 0 });
+        assert_eq!(create_with(&service, request).await.is_ok(), expected > 0);
+    }
+}
+
         let message = ControllerGetVolumeRequest { volume_id: volume.into() };
         let service = &service;
         async move { service.controller_get_volume(Request::new(message)).await.map(|r| r.into_inner()) }

@@ -42,6 +42,8 @@ pub struct Vices {
     pub never_wipes: bool,
     /// Says that a host is connected to its copies.
     pub sees_host: bool,
+    /// Keeps books of its drive, as a real agent does: takes what fits, and reports what is left.
+    pub finite: bool,
 }
 
 pub struct World {
@@ -105,7 +107,8 @@ impl World {
             ..NodeDeviceStatus::default()
         };
         self.merge_status::<MeshStorNodeDevice>(&format!("{name}-d"), &json!({"status": status})).await;
-        let agent = Agent { name: name.into(), client: self.store.client_for(name), vices: self.vices.clone() };
+        let (client, vices) = (self.store.client_for(name), self.vices.clone());
+        let agent = Agent { name: name.into(), bytes: gib * GIB, client, vices, taken: BTreeMap::new() };
         agent.beat().await;
         tokio::spawn(agent.run());
     }
@@ -184,6 +187,17 @@ impl World {
             .collect()
     }
 
+    /// Bytes of the partitions that a node has taken for copies.
+    pub fn taken(&self, node: &str) -> u64 {
+        let replicas = self.store.list("meshstorreplicas");
+        let here = replicas.iter().filter(|object| object["spec"]["node"] == node);
+        let taken = here.filter(|object| {
+            let state = object.pointer("/status/partition/state").and_then(Value::as_str);
+            matches!(state, Some("Accepted" | "Ready"))
+        });
+        taken.map(|object| object["spec"]["partitionBytes"].as_u64().unwrap()).sum()
+    }
+
     /// `(epoch, consumer)`.
     pub fn attachment(&self, volume: &str) -> (u64, Option<String>) {
         let volume = self.volume(volume).unwrap();
@@ -256,12 +270,15 @@ fn oracle(schema: &Schema, old: Option<&Value>, new: &Value) -> Option<String> {
 /// A stand-in for a node's agent.
 struct Agent {
     name: String,
+    bytes: u64,
     client: kube::Client,
     vices: Arc<Mutex<BTreeMap<String, Vices>>>,
+    /// Partitions on its drive, by the uid of their objects.
+    taken: BTreeMap<String, u64>,
 }
 
 impl Agent {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut beat = Instant::now();
         loop {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -275,10 +292,31 @@ impl Agent {
             }
             let api: Api<MeshStorReplica> = Api::all(self.client.clone());
             let Ok(list) = api.list(&Default::default()).await else { continue };
-            for replica in list.items.into_iter().filter(|replica| replica.spec.node == self.name) {
-                self.serve(&api, replica, &vices).await;
+            let name = self.name.clone();
+            for replica in list.items.into_iter().filter(|replica| replica.spec.node == name) {
+                let full = vices.finite && !self.book(&replica).await;
+                self.serve(&api, replica, &Vices { refuses: vices.refuses || full, ..vices.clone() }).await;
             }
         }
+    }
+
+    /// Takes or gives back the space of a copy. Returns whether the copy has it.
+    async fn book(&mut self, replica: &MeshStorReplica) -> bool {
+        let uid = replica.metadata.uid.clone().unwrap();
+        let before = self.taken.clone();
+        let used: u64 = self.taken.values().sum();
+        if replica.spec.tombstone.is_some() {
+            self.taken.remove(&uid);
+        } else if !self.taken.contains_key(&uid) && used + replica.spec.partition_bytes <= self.bytes {
+            self.taken.insert(uid.clone(), replica.spec.partition_bytes);
+        }
+        if self.taken != before {
+            let free = self.bytes - self.taken.values().sum::<u64>();
+            let body = json!({"status": {"freeBytes": free, "largestFreeBytes": free}});
+            let api: Api<MeshStorNodeDevice> = Api::all(self.client.clone());
+            let _ = api.patch_status(&format!("{}-d", self.name), &PatchParams::default(), &Patch::Merge(&body)).await;
+        }
+        self.taken.contains_key(&uid) || replica.spec.tombstone.is_some()
     }
 
     async fn beat(&self) {

@@ -7,6 +7,9 @@
 //! Seeds that once found something are kept in `seeds.txt` and run again first.
 
 mod batch;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+mod capacity_tests;
 mod cluster;
 mod directed;
 mod mutants;

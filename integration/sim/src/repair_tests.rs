@@ -218,14 +218,14 @@ impl Pod {
     }
 }
 
-fn capability() -> VolumeCapability {
+pub(crate) fn capability() -> VolumeCapability {
     VolumeCapability {
         access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
         access_type: Some(AccessType::Mount(MountVolume::default())),
     }
 }
 
-fn held<T>(message: T) -> Request<T> {
+pub(crate) fn held<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(Deadline(Instant::now() + Duration::from_secs(60)));
     request
