@@ -21,6 +21,7 @@ mod delete;
 mod error;
 mod exports;
 mod failover;
+mod health;
 mod hints;
 mod list;
 mod loops;

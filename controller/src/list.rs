@@ -6,6 +6,7 @@ use crate::Context;
 use crate::create;
 use crate::decide::{self, Recorded};
 use crate::error::ControlError;
+use crate::health::health;
 use crate::names;
 use crate::offers;
 use meshstor_api::convert;
@@ -20,13 +21,38 @@ use meshstor_plan::placement::{self, Request};
 use std::collections::BTreeMap;
 use tonic::{Code, Status};
 
-/// Fabric of each node, by name.
-type Fabrics = BTreeMap<String, String>;
+/// All nodes as they stand now, by name.
+struct Nodes(BTreeMap<String, Known>);
 
-/// Where nodes are, as they stand now.
-async fn fabrics(context: &Context) -> Result<Fabrics, ControlError> {
-    let nodes = context.writer.list::<MeshStorNode>().await?;
-    Ok(nodes.iter().map(|node| (node.metadata.name.clone().unwrap_or_default(), offers::fabric(node))).collect())
+/// What is told of a node.
+struct Known {
+    fabric: String,
+    /// Why its last report is too old to be believed.
+    silent: Option<String>,
+}
+
+impl Nodes {
+    async fn read(context: &Context) -> Result<Nodes, ControlError> {
+        let now = (context.config.now)();
+        let known = |node: &MeshStorNode| {
+            let heartbeat = node.status.as_ref().and_then(|status| status.heartbeat.as_deref());
+            Known {
+                fabric: offers::fabric(node),
+                silent: offers::silence(heartbeat, now, context.config.heartbeat_max),
+            }
+        };
+        let nodes = context.writer.list::<MeshStorNode>().await?;
+        Ok(Nodes(nodes.iter().map(|node| (node.metadata.name.clone().unwrap_or_default(), known(node))).collect()))
+    }
+
+    /// Why nothing is to be believed that a volume's consumer has said; `None` when it is, or when there is no consumer.
+    fn silence(&self, volume: &MeshStorVolume) -> Option<String> {
+        let consumer = volume.spec.attachment.consumer.as_ref()?;
+        match self.0.get(consumer) {
+            Some(node) => node.silent.clone(),
+            None => Some("there is no MeshStorNode of that name".to_string()),
+        }
+    }
 }
 
 /// A volume as CSI describes it.
@@ -35,14 +61,14 @@ pub(crate) async fn describe(
     volume: &MeshStorVolume,
     replicas: &[MeshStorReplica],
 ) -> Result<proto::Volume, ControlError> {
-    Ok(described(volume, replicas, &fabrics(context).await?))
+    Ok(described(volume, replicas, &Nodes::read(context).await?))
 }
 
-fn described(volume: &MeshStorVolume, replicas: &[MeshStorReplica], fabrics: &Fabrics) -> proto::Volume {
+fn described(volume: &MeshStorVolume, replicas: &[MeshStorReplica], nodes: &Nodes) -> proto::Volume {
     let copies = replicas.iter().filter(|replica| decide::belongs(volume, replica) && replica.spec.tombstone.is_none());
     let places = copies.filter_map(|replica| {
         let node = replica.spec.node.clone();
-        let fabric = fabrics.get(&node)?.clone();
+        let fabric = nodes.0.get(&node)?.fabric.clone();
         Some(Place { node: Some(node), fabric: Some(fabric) })
     });
     let mut places: Vec<Place> = places.collect();
@@ -66,10 +92,10 @@ fn signed(bytes: u64) -> i64 {
 
 /// One page of all volumes whose creation is finished.
 pub(crate) async fn volumes(context: &Context, request: &ListVolumes) -> Result<proto::ListVolumesResponse, Status> {
-    let (mut volumes, replicas, fabrics) = futures::try_join!(
+    let (mut volumes, replicas, nodes) = futures::try_join!(
         context.writer.list::<MeshStorVolume>(),
         context.writer.list::<MeshStorReplica>(),
-        fabrics(context)
+        Nodes::read(context)
     )?;
     // Before it is recorded nobody was told that the volume exists.
     volumes.retain(|volume| {
@@ -84,10 +110,10 @@ pub(crate) async fn volumes(context: &Context, request: &ListVolumes) -> Result<
         copies.entry(replica.spec.volume.clone()).or_default().push(replica);
     }
     let entry = |(name, volume): &(String, MeshStorVolume)| proto::list_volumes_response::Entry {
-        volume: Some(described(volume, copies.get(name).map(Vec::as_slice).unwrap_or_default(), &fabrics)),
+        volume: Some(described(volume, copies.get(name).map(Vec::as_slice).unwrap_or_default(), &nodes)),
         status: Some(proto::list_volumes_response::VolumeStatus {
             published_node_ids: volume.spec.attachment.consumer.iter().cloned().collect(),
-            volume_condition: Some(condition(volume)),
+            volume_condition: Some(health(volume, nodes.silence(volume))),
         }),
     };
     Ok(proto::ListVolumesResponse {
@@ -99,11 +125,12 @@ pub(crate) async fn volumes(context: &Context, request: &ListVolumes) -> Result<
 /// One volume.
 pub(crate) async fn volume(context: &Context, name: &str) -> Result<proto::ControllerGetVolumeResponse, Status> {
     let (volume, replicas) = existing(context, name).await?;
+    let nodes = Nodes::read(context).await?;
     Ok(proto::ControllerGetVolumeResponse {
-        volume: Some(describe(context, &volume, &replicas).await?),
+        volume: Some(described(&volume, &replicas, &nodes)),
         status: Some(proto::controller_get_volume_response::VolumeStatus {
             published_node_ids: volume.spec.attachment.consumer.iter().cloned().collect(),
-            volume_condition: Some(condition(&volume)),
+            volume_condition: Some(health(&volume, nodes.silence(&volume))),
         }),
     })
 }
@@ -111,18 +138,6 @@ pub(crate) async fn volume(context: &Context, name: &str) -> Result<proto::Contr
 async fn existing(context: &Context, name: &str) -> Result<(MeshStorVolume, Vec<MeshStorReplica>), Status> {
     let found = if names::is_object_name(name) { context.writer.look(name).await? } else { None };
     found.ok_or_else(|| Status::not_found(format!("volume_id is {name:?}: there is no such volume")))
-}
-
-/// The health that the volume's own summary says.
-fn condition(volume: &MeshStorVolume) -> proto::VolumeCondition {
-    let conditions = volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    match conditions.iter().find(|condition| condition.type_ == "Ready") {
-        Some(ready) => {
-            let message = format!("{}: {}", ready.reason, ready.message);
-            proto::VolumeCondition { abnormal: ready.status != "True", message }
-        }
-        None => proto::VolumeCondition { abnormal: false, message: "no summary was reported yet".to_string() },
-    }
 }
 
 /// Whether a volume can be used in certain ways.
@@ -178,12 +193,12 @@ pub(crate) async fn capacity(context: &Context, request: &GetCapacity) -> Result
     })
 }
 
-/// What this version does not offer.
-pub(crate) fn unimplemented(what: &str) -> Status {
-    Status::new(Code::Unimplemented, format!("{what} is not offered by this version"))
-}
 /// A smaller request is made this large: where not even that has room, there is none for anything.
 fn offered(largest: u64) -> u64 {
     if largest < BYTES_MIN { 0 } else { largest }
 }
 
+/// What this version does not offer.
+pub(crate) fn unimplemented(what: &str) -> Status {
+    Status::new(Code::Unimplemented, format!("{what} is not offered by this version"))
+}

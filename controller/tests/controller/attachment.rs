@@ -65,6 +65,41 @@ async fn publish_never_takes_over() {
     assert!(world.volume("pvc-1").unwrap()["spec"].get("deletionRequested").is_none());
 }
 
+/// K3: external-attacher compares what ListVolumes says with its attachments every minute, and calls Publish again for
+/// each that differs. One that is left of a former consumer must not get the volume back.
+#[tokio::test(start_paused = true)]
+async fn the_attachers_forced_sync_of_a_stale_attachment_changes_nothing() {
+    let world = World::new(&[("a", 50), ("b", 40)]).await;
+    let (one, two) = (world.controller("c1"), world.controller("c2"));
+    create(&one, "pvc-1", 1).await.unwrap();
+    publish(&one, "pvc-1", "a").await.unwrap();
+    unpublish(&one, "pvc-1", "a").await.unwrap();
+    let epoch = publish(&one, "pvc-1", "b").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // Both attachments say that they are attached; somebody keeps that of node a alive by hand.
+    let attachments = [("a", true), ("b", true)];
+    let (mut forced, before) = (0, world.changes_by("c1") + world.changes_by("c2"));
+    for minute in 0..10 {
+        let service = if minute % 2 == 0 { &one } else { &two };
+        let published = list(service).await;
+        assert_eq!(published, [("pvc-1".to_string(), vec!["b".to_string()])]);
+        for (node, attached) in attachments {
+            if attached != published[0].1.contains(&node.to_string()) {
+                forced += 1;
+                let error = publish(service, "pvc-1", node).await.unwrap_err();
+                assert_eq!(error.code(), Code::FailedPrecondition);
+                assert!(error.message().contains("it is published to node b"), "{}", error.message());
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    assert_eq!((forced, world.attachment("pvc-1")), (10, (epoch, Some("b".into()))));
+    assert_eq!(world.changes_by("c1") + world.changes_by("c2"), before, "nothing was written");
+    // Once b has let go, the attachment of a is as good as any: it is asked for, and nobody else has the volume.
+    unpublish(&one, "pvc-1", "b").await.unwrap();
+    assert_eq!(publish(&two, "pvc-1", "a").await.unwrap(), epoch + 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn unknown_volumes_and_nodes_are_named() {
     let world = World::new(&[("a", 50), ("b", 40)]).await;

@@ -27,6 +27,42 @@ async fn lists_come_in_pages_and_leave_the_unfinished_out() {
     assert_eq!(ids(&first), ["pvc-0", "pvc-1"]);
     let second = page(first.next_token.clone()).await;
     assert_eq!((ids(&second), second.next_token.as_str()), (vec!["pvc-2".to_string()], ""));
+    // A token names a place in the order, not an entry: it outlives what it was made of, and any controller takes it.
+    delete(&service, "pvc-1").await.unwrap();
+    let message = ListVolumesRequest { max_entries: 2, starting_token: first.next_token };
+    let other = world.controller("c2");
+    assert_eq!(ids(&other.list_volumes(Request::new(message)).await.unwrap().into_inner()), ["pvc-2"]);
+    for foreign in ["7", "after:", "after:../x", "pvc-0"] {
+        let message = ListVolumesRequest { max_entries: 2, starting_token: foreign.into() };
+        let error = service.list_volumes(Request::new(message)).await.unwrap_err();
+        assert_eq!(error.code(), Code::Aborted, "{foreign}");
+        assert!(error.message().contains("starting_token is"), "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_whose_consumer_is_silent_is_abnormal_and_still_published() {
+    let world = World::new(&[("a", 100), ("b", 10), ("c", 10)]).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    publish(&service, "pvc-1", "c").await.unwrap();
+    let ask = || async {
+        let message = ControllerGetVolumeRequest { volume_id: "pvc-1".into() };
+        let one = service.controller_get_volume(Request::new(message)).await.unwrap().into_inner().status.unwrap();
+        let all = service.list_volumes(Request::new(Default::default())).await.unwrap().into_inner();
+        let listed = all.entries[0].status.clone().unwrap();
+        assert_eq!(one.volume_condition, listed.volume_condition);
+        assert_eq!(
+            (&one.published_node_ids, &listed.published_node_ids),
+            (&vec!["c".to_string()], &vec!["c".to_string()])
+        );
+        one.volume_condition.unwrap()
+    };
+    assert!(!ask().await.abnormal);
+    world.vices("c", |vices| vices.dead = true);
+    tokio::time::sleep(std::time::Duration::from_secs(90)).await;
+    let condition = ask().await;
+    assert!(condition.abnormal && condition.message.starts_with("NodeSilent: node c is silent: "), "{condition:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,39 +96,6 @@ async fn capacity_is_the_largest_volume_that_would_be_made() {
     create_with(&service, request).await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn capabilities_are_validated_against_the_volume() {
-    let world = World::new(&[("a", 100), ("b", 10)]).await;
-    let service = world.controller("c1");
-    create(&service, "pvc-1", 1).await.unwrap();
-    let ask = |volume: &str, mode: i32, pairs: &[(&str, &str)]| {
-        let mut wanted = capability();
-        wanted.access_mode.as_mut().unwrap().mode = mode;
-        let message = ValidateVolumeCapabilitiesRequest {
-            volume_id: volume.into(),
-            volume_capabilities: vec![wanted],
-            parameters: parameters(pairs),
-            ..ValidateVolumeCapabilitiesRequest::default()
-        };
-        let service = &service;
-        async move { service.validate_volume_capabilities(Request::new(message)).await.map(|r| r.into_inner()) }
-    };
-    assert!(ask("pvc-1", 1, &[]).await.unwrap().confirmed.is_some());
-    assert!(ask("pvc-1", 1, &[("numberOfCopies", "2")]).await.unwrap().confirmed.is_some());
-    let many = ask("pvc-1", 5, &[]).await.unwrap();
-    assert!(many.confirmed.is_none() && many.message.contains("one node at a time"), "{many:?}");
-    let three = ask("pvc-1", 1, &[("replicaCount", "3")]).await.unwrap();
-    assert_eq!((three.confirmed, three.message.as_str()), (None, "replicaCount is 2, asked for is 3"));
-    assert_eq!(ask("pvc-9", 1, &[]).await.unwrap_err().code(), Code::NotFound);
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_volume_is_described_with_its_health() {
-    let world = World::new(&[("a", 100), ("b", 10)]).await;
-    let service = world.controller("c1");
-    create(&service, "pvc-1", 1).await.unwrap();
-    eventually("a summary", || world.condition("pvc-1", "Ready").is_some()).await;
-    let ask = |volume: &str| {
 /// K11, over everything a class can say: one mebibyte more finds no room, the answer itself does.
 #[tokio::test(start_paused = true)]
 async fn what_capacity_says_is_made_and_not_a_mebibyte_more() {
@@ -151,6 +154,39 @@ async fn room_for_less_than_the_smallest_volume_is_no_room() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn capabilities_are_validated_against_the_volume() {
+    let world = World::new(&[("a", 100), ("b", 10)]).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    let ask = |volume: &str, mode: i32, pairs: &[(&str, &str)]| {
+        let mut wanted = capability();
+        wanted.access_mode.as_mut().unwrap().mode = mode;
+        let message = ValidateVolumeCapabilitiesRequest {
+            volume_id: volume.into(),
+            volume_capabilities: vec![wanted],
+            parameters: parameters(pairs),
+            ..ValidateVolumeCapabilitiesRequest::default()
+        };
+        let service = &service;
+        async move { service.validate_volume_capabilities(Request::new(message)).await.map(|r| r.into_inner()) }
+    };
+    assert!(ask("pvc-1", 1, &[]).await.unwrap().confirmed.is_some());
+    assert!(ask("pvc-1", 1, &[("numberOfCopies", "2")]).await.unwrap().confirmed.is_some());
+    let many = ask("pvc-1", 5, &[]).await.unwrap();
+    assert!(many.confirmed.is_none() && many.message.contains("one node at a time"), "{many:?}");
+    let three = ask("pvc-1", 1, &[("replicaCount", "3")]).await.unwrap();
+    assert_eq!((three.confirmed, three.message.as_str()), (None, "replicaCount is 2, asked for is 3"));
+    assert_eq!(ask("pvc-9", 1, &[]).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_volume_is_described_with_its_health() {
+    let world = World::new(&[("a", 100), ("b", 10)]).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    eventually("a summary", || world.condition("pvc-1", "Ready").is_some()).await;
+    let ask = |volume: &str| {
         let message = ControllerGetVolumeRequest { volume_id: volume.into() };
         let service = &service;
         async move { service.controller_get_volume(Request::new(message)).await.map(|r| r.into_inner()) }
