@@ -23,13 +23,13 @@ use meshstor_csi::request::{
     NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume, Place,
 };
 use meshstor_kernel::id::NodeName;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tonic::{Request, Response, Status, async_trait};
-use usage::AskUsage;
+use usage::{AskUsage, Usage};
 
 /// Volumes of one node: far below what MD and the nvme host can hold, and what one node should lose at once.
 const VOLUMES_MAX: i64 = 256;
@@ -51,6 +51,8 @@ struct Inner {
     usage: AskUsage,
     /// What each running operation waits for, by its key: every caller that joins it must be able to say so.
     awaited: Mutex<BTreeMap<String, String>>,
+    /// Mounts that are being asked how full they are.
+    asking: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl NodeService {
@@ -63,8 +65,8 @@ impl NodeService {
         usage: AskUsage,
     ) -> NodeService {
         let inflight = Inflight::default();
-        let awaited = Mutex::default();
-        NodeService { inner: Arc::new(Inner { node, client, name, fabric, inflight, usage, awaited }) }
+        let (awaited, asking) = (Mutex::default(), Mutex::default());
+        NodeService { inner: Arc::new(Inner { node, client, name, fabric, inflight, usage, awaited, asking }) }
     }
 
     /// As a service for [`meshstor_csi::server::Bound::serve`].
@@ -121,6 +123,24 @@ impl Inner {
         NodeActor: actix::Handler<M>,
     {
         self.node.send(message).await.map_err(|_| Status::unavailable("the node agent is stopping; ask again"))
+    }
+
+    /// How full what is mounted at a path is. A file system that hangs keeps one thread, however often kubelet asks.
+    async fn usage_of(self: &Arc<Self>, path: &Path) -> Option<Usage> {
+        if !self.asking().insert(path.to_path_buf()) {
+            return None;
+        }
+        let (inner, path) = (Arc::clone(self), path.to_path_buf());
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer = (inner.usage)(&path);
+            inner.asking().remove(&path);
+            answer
+        });
+        tokio::time::timeout(USAGE_MAX, asked).await.ok()?.ok()?.ok()
+    }
+
+    fn asking(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn mounted(&self, path: &Path) -> Result<Option<Mounted>, Status> {
@@ -204,21 +224,10 @@ impl Node for NodeService {
             let path = request.volume_path.display();
             return Err(Status::not_found(format!("{path}: no volume of ours is mounted there")));
         };
-        let waits = mounted.view.as_ref().and_then(|view| view.waits.as_ref()).map(|(reason, _)| reason.to_string());
-        let dead = (!mounted.alive).then(|| "the file system does not answer".to_string());
-        let trouble = dead.or(waits);
-        let ask = Arc::clone(&self.inner.usage);
-        let path = request.volume_path.clone();
-        let asked = tokio::task::spawn_blocking(move || ask(&path));
-        let usage = match tokio::time::timeout(USAGE_MAX, asked).await {
-            Ok(Ok(Ok(usage))) if mounted.alive => publish::usage(&usage),
-            _ => publish::size_alone(mounted.size_bytes),
-        };
-        let condition = proto::VolumeCondition {
-            abnormal: trouble.is_some(),
-            message: trouble.unwrap_or_else(|| "healthy".to_string()),
-        };
-        Ok(Response::new(proto::NodeGetVolumeStatsResponse { usage, volume_condition: Some(condition) }))
+        let usage = self.inner.usage_of(&request.volume_path).await.filter(|_| mounted.alive);
+        let usage = usage.map_or_else(|| publish::size_alone(mounted.size_bytes), |usage| publish::usage(&usage));
+        let condition = Some(publish::condition(&mounted));
+        Ok(Response::new(proto::NodeGetVolumeStatsResponse { usage, volume_condition: condition }))
     }
 
     async fn node_expand_volume(

@@ -5,9 +5,9 @@ use super::usage::Usage;
 use super::{Inner, stage, text};
 use crate::csi_codes;
 use crate::failure::Failure;
-use crate::node::messages::{BindVolume, Bound, Unbind};
-use meshstor_csi::proto::VolumeUsage;
+use crate::node::messages::{BindVolume, Bound, Mounted, Unbind};
 use meshstor_csi::proto::volume_usage::Unit;
+use meshstor_csi::proto::{VolumeCondition, VolumeUsage};
 use meshstor_csi::request::{NodePublishVolume, NodeStageVolume};
 use tonic::Status;
 
@@ -62,6 +62,17 @@ fn stage_again(request: &NodePublishVolume) -> NodeStageVolume {
 pub(super) async fn unpublish(inner: &Inner, target: String) -> Result<(), Status> {
     let answer: Result<(), Failure> = inner.ask(Unbind { target }).await?;
     answer.map_err(|failure| csi_codes::status(&failure))
+}
+
+/// Whether somebody should look at a volume, as CSI reports it.
+pub(super) fn condition(mounted: &Mounted) -> VolumeCondition {
+    let said = |abnormal: bool, message: &str| VolumeCondition { abnormal, message: message.to_string() };
+    match &mounted.health {
+        _ if !mounted.alive => said(true, "the file system does not answer"),
+        Some(health) => said(health.abnormal, &health.message),
+        // The agent has just started and looks at everything; the mount itself answers.
+        None => said(false, "this node has not looked at it yet"),
+    }
 }
 
 /// As CSI reports it.

@@ -55,7 +55,7 @@ pub async fn mounted(env: &Env, path: String) -> Result<Option<Mounted>, Failure
     let Some(volume) = mount.volume else { return Ok(None) };
     let array = env.kernel.array(volume).await?;
     let size_bytes = array.map_or(0, |array| array.size_bytes);
-    Ok(Some(Mounted { volume, alive: mount.alive, size_bytes, view: None }))
+    Ok(Some(Mounted { volume, alive: mount.alive, size_bytes, view: None, health: None }))
 }
 
 async fn apply(env: &Env, key: &str, op: Op) -> Result<Changed, Failure> {

@@ -4,7 +4,7 @@ use super::messages::*;
 use super::{NodeActor, TICK, bind, survey};
 use crate::failure::Failure;
 use crate::messages::{Died, Kill, Poke};
-use crate::node::VolumeView;
+use crate::node::{Health, VolumeView};
 use crate::sources::{Change, Seen};
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, MessageResult, ResponseFuture};
 use meshstor_kernel::hint::Hint;
@@ -200,11 +200,12 @@ impl Handler<AskMounted> for NodeActor {
 
     fn handle(&mut self, question: AskMounted, _: &mut Self::Context) -> Self::Result {
         let env = self.env.clone();
-        let views: BTreeMap<VolumeId, VolumeView> =
-            self.volumes.iter().map(|(volume, staged)| (*volume, staged.view())).collect();
+        let known = self.volumes.iter().map(|(volume, staged)| (*volume, (staged.view(), self.health(*volume))));
+        let mut known: BTreeMap<VolumeId, (VolumeView, Health)> = known.collect();
         Box::pin(async move {
-            let mounted = bind::mounted(&env, question.path).await?;
-            Ok(mounted.map(|mounted| Mounted { view: views.get(&mounted.volume).cloned(), ..mounted }))
+            let Some(mounted) = bind::mounted(&env, question.path).await? else { return Ok(None) };
+            let (view, health) = known.remove(&mounted.volume).unzip();
+            Ok(Some(Mounted { view, health, ..mounted }))
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::survey::Survey;
 use crate::failure::Failure;
+use crate::node::health::Health;
 use crate::node::volumes::VolumeView;
 use actix::Message;
 use meshstor_api::MeshStorReplica;
@@ -107,8 +108,10 @@ pub struct Mounted {
     pub alive: bool,
     /// Bytes of the array below it.
     pub size_bytes: u64,
-    /// How the volume is, when this node has it staged.
+    /// How far the volume is, when this node has it staged.
     pub view: Option<VolumeView>,
+    /// How it is then.
+    pub health: Option<Health>,
 }
 
 /// Finish what runs, then end. Nothing in the kernel changes.

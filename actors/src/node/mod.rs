@@ -15,6 +15,7 @@
 mod bind;
 mod devices;
 mod handlers;
+mod health;
 mod hints;
 pub mod messages;
 mod ports;
@@ -24,6 +25,7 @@ mod stop;
 pub mod survey;
 mod volumes;
 
+pub use health::Health;
 pub use volumes::{VolumeState, VolumeView};
 
 use crate::clock::Clock;
@@ -395,6 +397,8 @@ where
 
 #[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod stats_tests;
 #[cfg(test)]
 #[path = "node_tests.rs"]
 mod tests;

@@ -252,6 +252,18 @@ impl Rig {
         self.agents[node].service.node_unpublish_volume(held(request, 60)).await.map(|_| ())
     }
 
+    /// What kubelet hears of a volume's health: abnormal or not, and the sentence.
+    pub async fn health(&self, node: &str, path: &str) -> (bool, String) {
+        let request = proto::NodeGetVolumeStatsRequest {
+            volume_id: VOLUME.into(),
+            volume_path: path.into(),
+            ..Default::default()
+        };
+        let answer = self.agents[node].service.node_get_volume_stats(Request::new(request)).await.unwrap().into_inner();
+        let condition = answer.volume_condition.unwrap();
+        (condition.abnormal, condition.message)
+    }
+
     /// A volume of two copies, staged on `a`. Answers its epoch.
     pub async fn staged(nodes: &[&str]) -> (Rig, u64) {
         let rig = Rig::new(nodes).await;

@@ -10,6 +10,7 @@
 //! the kernel.
 
 use super::NodeActor;
+use super::health::{Copies, Health, health};
 use super::report;
 use super::survey::Survey;
 use crate::events;
@@ -267,6 +268,14 @@ impl NodeActor {
         for (key, wish) in wanted {
             self.connections.want(&key, Some(wish));
         }
+    }
+
+    /// How a volume of this node is.
+    pub(super) fn health(&self, volume: VolumeId) -> Health {
+        let (array, stage) = (self.arrays.report(&volume), self.stages.report(&volume));
+        let record = self.env.last_record(volume);
+        let copies = record.and_then(|r| Some(Copies { wanted: r.replica_count as usize, in_sync: r.in_sync? }));
+        health(array.as_ref(), stage.as_ref(), copies.as_ref())
     }
 
     /// Says how much this node's arrays have still to copy.
