@@ -174,7 +174,7 @@ mod tests {
         let channel = client::connect(&socket, Duration::from_secs(5)).await.unwrap();
         let mut csi = NodeClient::new(channel);
         let info = csi.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
-        assert_eq!(info.node_id, "a");
+        assert_eq!((info.node_id.as_str(), info.max_volumes_per_node), ("a", 256));
         assert_eq!(info.accessible_topology.unwrap().segments["csi.meshstor.io/fabric"], "blue");
         let offered = csi.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
         assert_eq!(offered.capabilities.len(), 4);

@@ -14,7 +14,7 @@ use crate::reserve::{Progress, Reservations};
 use crate::writer::{Creation, Endpoint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshstor_api::replica::MeshStorReplica;
-use meshstor_api::volume::{Attachment, LocalCopy, MeshStorVolume, VolumeSpec};
+use meshstor_api::volume::{Attachment, LocalCopy, MeshStorVolume, TopologySpread, VolumeSpec};
 use meshstor_api::{FINALIZER, convert, patch};
 use meshstor_csi::proto;
 use meshstor_csi::request::{self, CreateVolume};
@@ -127,6 +127,7 @@ impl Create {
             member_missing_timeout_seconds: seconds(parameters.member_missing_timeout),
             local_copy: local_copy(parameters.local_copy),
             relocation_delay_seconds: parameters.relocation_delay.map(seconds),
+            topology_spread: topology_spread(parameters.topology_spread),
             dismissed: Vec::new(),
             next_replica: 0,
             attachment: Attachment::default(),
@@ -182,6 +183,14 @@ pub(crate) fn local_copy(local: request::LocalCopy) -> LocalCopy {
     }
 }
 
+pub(crate) fn topology_spread(spread: request::TopologySpread) -> TopologySpread {
+    match spread {
+        request::TopologySpread::None => TopologySpread::None,
+        request::TopologySpread::Zone => TopologySpread::Zone,
+        request::TopologySpread::ZonePreferred => TopologySpread::ZonePreferred,
+    }
+}
+
 /// Why an existing volume is not what is asked for; `None` when it is. Where it should lie plays no part (K7).
 fn incompatible(request: &CreateVolume, spec: &VolumeSpec) -> Option<String> {
     let size = spec.size_bytes;
@@ -218,6 +227,7 @@ pub(crate) fn differing(parameters: &request::VolumeParameters, spec: &VolumeSpe
             parameters.relocation_delay.map_or("never".to_string(), |delay| delay.as_secs().to_string()),
         ),
         ("localCopy", word(spec.local_copy).to_string(), parameters.local_copy.as_str().to_string()),
+        ("topologySpread", spec.topology_spread.as_str().to_string(), parameters.topology_spread.as_str().to_string()),
     ];
     let differs = pairs.into_iter().find(|(_, have, asked)| have != asked);
     differs.map(|(field, have, asked)| format!("{field} is {have}, asked for is {asked}"))

@@ -172,7 +172,8 @@ pub(crate) async fn validate(
 
 /// The largest volume that CreateVolume would make for a pod at this place (K11).
 pub(crate) async fn capacity(context: &Context, request: &GetCapacity) -> Result<proto::GetCapacityResponse, Status> {
-    let offers = offers::read(context).await?;
+    let spread = create::topology_spread(request.parameters.topology_spread);
+    let offers = offers::read(context, spread).await?;
     let here: Vec<Place> = request.place.iter().cloned().collect();
     let topology = TopologyRequirement { requisite: here.clone(), preferred: here };
     let parameters = &request.parameters;
@@ -183,6 +184,7 @@ pub(crate) async fn capacity(context: &Context, request: &GetCapacity) -> Result
         sector_bytes: parameters.sector_size.bytes(),
         local,
         fabrics,
+        zones: offers::spread(spread, &offers, std::iter::empty()),
         excluded: BTreeMap::new(),
     };
     let bytes = signed(offered(placement::largest(&offers, &wanted)));

@@ -9,22 +9,24 @@ use meshstor_api::condition::Condition;
 use meshstor_api::convert::transport;
 use meshstor_api::node::{DriveUse, MeshStorNode, MeshStorNodeDevice};
 use meshstor_api::replica::MeshStorReplica;
+use meshstor_api::volume::TopologySpread;
 use meshstor_csi::request::{LocalCopy, Place, TopologyRequirement};
 use meshstor_kernel::id::{DriveId, NodeName};
-use meshstor_plan::placement::{DriveOffer, Local, NodeOffer};
+use meshstor_plan::placement::{DriveOffer, Local, NodeOffer, Zones};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The fabric of nodes that do not name one.
 const FABRIC_DEFAULT: &str = "default";
 
-/// All nodes with their drives as they stand now.
-pub(crate) async fn read(context: &Context) -> Result<Vec<NodeOffer>, ControlError> {
+/// All nodes with their drives as they stand now. Zones are asked for only where they are wanted.
+pub(crate) async fn read(context: &Context, spread: TopologySpread) -> Result<Vec<NodeOffer>, ControlError> {
     let writer = &context.writer;
-    let (nodes, devices, replicas) = futures::try_join!(
+    let (nodes, devices, replicas, mut zones) = futures::try_join!(
         writer.list::<MeshStorNode>(),
         writer.list::<MeshStorNodeDevice>(),
-        writer.list::<MeshStorReplica>()
+        writer.list::<MeshStorReplica>(),
+        zones(context, spread)
     )?;
     let held = reserved(&replicas);
     let mut drives: BTreeMap<&str, Vec<DriveOffer>> = BTreeMap::new();
@@ -35,9 +37,32 @@ pub(crate) async fn read(context: &Context) -> Result<Vec<NodeOffer>, ControlErr
     let offer = |node: &MeshStorNode| {
         let name = node.metadata.name.clone().unwrap_or_default();
         let drives = drives.remove(name.as_str()).unwrap_or_default();
-        node_offer(node, name, drives, now, context.config.heartbeat_max)
+        let zone = zones.remove(name.as_str());
+        NodeOffer { zone, ..node_offer(node, name, drives, now, context.config.heartbeat_max) }
     };
     Ok(nodes.iter().map(offer).collect())
+}
+
+/// Zone of each node that has one; none where nobody wants to know.
+pub(crate) async fn zones(context: &Context, spread: TopologySpread) -> Result<BTreeMap<String, String>, ControlError> {
+    match spread {
+        TopologySpread::None => Ok(BTreeMap::new()),
+        TopologySpread::Zone | TopologySpread::ZonePreferred => context.writer.zones().await,
+    }
+}
+
+/// How copies are to be spread beside those on these nodes.
+pub(crate) fn spread<'a>(spread: TopologySpread, offers: &[NodeOffer], held: impl Iterator<Item = &'a str>) -> Zones {
+    let zone = |node: &str| offers.iter().find(|offer| offer.name.0 == node).and_then(|offer| offer.zone.clone());
+    match spread {
+        TopologySpread::None => Zones::Any,
+        TopologySpread::Zone => Zones::Own(held.filter_map(zone).collect()),
+        TopologySpread::ZonePreferred => {
+            let mut count: BTreeMap<String, usize> = BTreeMap::new();
+            held.for_each(|node| *count.entry(zone(node).unwrap_or_default()).or_default() += 1);
+            Zones::Even(count)
+        }
+    }
 }
 
 /// Bytes of copies that their nodes have not accepted yet, by node and drive.
@@ -93,6 +118,7 @@ fn node_offer(
         silent: silence(status.heartbeat.as_deref(), now, heartbeat_max),
         maintenance: node.spec.maintenance,
         fabric: fabric(node),
+        zone: None,
         transports: status.addresses.iter().filter_map(|address| transport(&address.transport)).collect(),
         drives,
     }
@@ -127,7 +153,7 @@ fn words(condition: &Condition) -> String {
 /// What a place of the topology means for placement: closeness to the pod, and the fabrics that will do.
 pub(crate) fn wish(local: LocalCopy, topology: &TopologyRequirement, offers: &[NodeOffer]) -> (Local, Vec<String>) {
     let node = |place: &Place| place.node.clone().map(NodeName);
-    // Only the first preferred place is where the pod is; the order of the others carries nothing.
+    // Only the first preferred place is where the pod is, or may be; the order of the others carries nothing.
     let pod = topology.preferred.first().and_then(node);
     let requisite: BTreeSet<NodeName> = topology.requisite.iter().filter_map(node).collect();
     let local = match (local, pod) {
@@ -137,9 +163,12 @@ pub(crate) fn wish(local: LocalCopy, topology: &TopologyRequirement, offers: &[N
             1 => requisite.into_iter().next().map_or(Local::Anywhere, Local::Preferred),
             _ => Local::Anywhere,
         },
-        (LocalCopy::Required, Some(pod)) => Local::Required([pod].into()),
         (LocalCopy::Required, None) if requisite.is_empty() => Local::Anywhere,
-        (LocalCopy::Required, None) => Local::Required(requisite),
+        // The pod will run in one of the requisite places, in the first preferred one if it is up to us.
+        (LocalCopy::Required, first) => {
+            let of = if requisite.is_empty() { first.clone().into_iter().collect() } else { requisite };
+            Local::Required { of, first }
+        }
     };
     let fabric_of = |place: &Place| match (&place.fabric, &place.node) {
         (Some(fabric), _) => Some(fabric.clone()),
@@ -187,9 +216,19 @@ mod tests {
         let (local, fabrics) = wish(LocalCopy::Preferred, &full, &[]);
         assert_eq!((local, fabrics.first().map(String::as_str)), (Local::Preferred(name("b")), Some("g")));
         assert_eq!(wish(LocalCopy::None, &full, &[]).0, Local::Anywhere);
-        assert_eq!(wish(LocalCopy::Required, &full, &[]).0, Local::Required([name("b")].into()));
+        let both = |first: Option<&str>| Local::Required { of: [name("a"), name("b")].into(), first: first.map(name) };
+        assert_eq!(wish(LocalCopy::Required, &full, &[]).0, both(Some("b")));
+        let strict = TopologyRequirement { requisite: full.preferred[..1].to_vec(), ..full.clone() };
+        let only = Local::Required { of: [name("b")].into(), first: Some(name("b")) };
+        assert_eq!(
+            wish(LocalCopy::Required, &strict, &[]).0,
+            only,
+            "as the provisioner says it with --strict-topology"
+        );
+        let hint = TopologyRequirement { requisite: vec![], ..strict };
+        assert_eq!(wish(LocalCopy::Required, &hint, &[]).0, only);
         let loose = TopologyRequirement { preferred: vec![], ..full };
-        assert_eq!(wish(LocalCopy::Required, &loose, &[]).0, Local::Required([name("a"), name("b")].into()));
+        assert_eq!(wish(LocalCopy::Required, &loose, &[]).0, both(None));
         assert_eq!(wish(LocalCopy::Preferred, &loose, &[]).0, Local::Anywhere);
         assert_eq!(wish(LocalCopy::Required, &TopologyRequirement::default(), &[]), (Local::Anywhere, vec![]));
     }

@@ -16,6 +16,7 @@ use crate::Context;
 use crate::decide;
 use crate::delete;
 use crate::error::ControlError;
+use crate::offers;
 use crate::reconcile::Next;
 use crate::telemetry;
 use crate::writer::Endpoint;
@@ -23,7 +24,7 @@ use k8s_openapi::jiff::Timestamp;
 use meshstor_api::condition::Condition;
 use meshstor_api::patch;
 use meshstor_api::replica::{MeshStorReplica, ReplicaRole};
-use meshstor_api::volume::{LocalCopy, MeshStorVolume};
+use meshstor_api::volume::{LocalCopy, MeshStorVolume, TopologySpread};
 use meshstor_kernel::id::ReplicaId;
 use meshstor_plan::Reason;
 use meshstor_plan::record::VolumeRecord;
@@ -47,6 +48,10 @@ struct Case<'a> {
     seen: &'a [MeshStorReplica],
     /// This volume's.
     own: BTreeMap<ReplicaId, &'a MeshStorReplica>,
+    /// Of these, the ones that do not come back.
+    lost: BTreeSet<ReplicaId>,
+    /// Copies in the zone of the consumer; known when one is about to follow it, and only where zones matter.
+    neighbours: BTreeSet<ReplicaId>,
 }
 
 /// One step of repair. `None`: there is nothing to do, and nothing to wait for.
@@ -63,12 +68,15 @@ pub(crate) async fn step(
     }
     let mine = seen.iter().filter(|replica| decide::belongs(volume, replica));
     let own = mine.filter_map(|replica| Some((replica.spec.replica.parse().ok()?, replica))).collect();
-    let case = Case { context, volume, record, in_sync: &in_sync, seen, own };
+    let (lost, neighbours) = (BTreeSet::new(), BTreeSet::new());
+    let mut case = Case { context, volume, record, in_sync: &in_sync, seen, own, lost, neighbours };
     let missing = case.missing().await?;
     if case.mark(&missing).await? {
         return Ok(Some(Next::After(context.config.poll)));
     }
-    let view = case.view(&missing);
+    case.lost = case.lost(&missing);
+    case.neighbours = case.neighbours().await?;
+    let view = case.view();
     let mut blocked = None;
     if let Some(action) = plan::decide(&view) {
         match case.act(&action).await {
@@ -155,7 +163,39 @@ impl Case<'_> {
         Ok(written)
     }
 
-    fn view(&self, missing: &BTreeMap<ReplicaId, Missing>) -> View {
+    fn lost(&self, missing: &BTreeMap<ReplicaId, Missing>) -> BTreeSet<ReplicaId> {
+        let lost = |id: &ReplicaId, replica: &MeshStorReplica| {
+            missing.get(id).is_some_and(|missing| missing::lost(replica, missing, self.now()))
+        };
+        self.own.iter().filter(|(id, replica)| lost(id, replica)).map(|(id, _)| *id).collect()
+    }
+
+    /// Nodes of the copies that the volume is to keep, one that is about to leave apart.
+    fn staying(&self, leaving: Option<ReplicaId>) -> impl Iterator<Item = &str> {
+        let stays = move |id: &ReplicaId, replica: &MeshStorReplica| {
+            let going = replica.spec.role == ReplicaRole::Retiring || replica.spec.tombstone.is_some();
+            !going && !self.lost.contains(id) && leaving != Some(*id)
+        };
+        self.own.iter().filter(move |(id, replica)| stays(id, replica)).map(|(_, replica)| replica.spec.node.as_str())
+    }
+
+    /// Copies in the zone of a consumer that is to get one of its own: that one goes, so that zones stay as they are.
+    async fn neighbours(&self) -> Result<BTreeSet<ReplicaId>, ControlError> {
+        let spread = self.volume.spec.topology_spread;
+        let Some(consumer) = self.record.consumer.as_ref().map(|node| node.0.as_str()) else {
+            return Ok(BTreeSet::new());
+        };
+        let away = self.own.values().all(|replica| replica.spec.node != consumer);
+        if spread == TopologySpread::None || !away || self.residence().is_none_or(|left| !left.is_zero()) {
+            return Ok(BTreeSet::new());
+        }
+        let zones = offers::zones(self.context, spread).await?;
+        let zone = zones.get(consumer);
+        let near = |replica: &MeshStorReplica| zone.is_some() && zones.get(&replica.spec.node) == zone;
+        Ok(self.own.iter().filter(|(_, replica)| near(replica)).map(|(id, _)| *id).collect())
+    }
+
+    fn view(&self) -> View {
         let now = self.now();
         let dismissed = &self.volume.spec.dismissed;
         let array = self.volume.status.as_ref().and_then(|status| status.array.as_ref());
@@ -173,7 +213,8 @@ impl Case<'_> {
             dismissed: dismissed.contains(&replica.spec.replica),
             buried: replica.spec.tombstone.is_some(),
             deleting: replica.metadata.deletion_timestamp.is_some(),
-            lost: missing.get(id).is_some_and(|missing| missing::lost(replica, missing, now)),
+            lost: self.lost.contains(id),
+            neighbour: self.neighbours.contains(id),
             refused: reserve::refusal(self.context, replica, now).is_some(),
         };
         let copies = self.own.iter().map(|(id, replica)| (*id, copy(id, replica))).collect();
@@ -225,7 +266,7 @@ impl Case<'_> {
             }
             Action::Relocate(id, to) => {
                 // Without room there the copies stay where they are; that is no fault.
-                if reserve::place(self, &plan::Place::Only(to.clone())).await?.is_err() {
+                if reserve::place(self, &plan::Place::Only(to.clone()), Some(*id)).await?.is_err() {
                     return Ok(Acted::Nothing);
                 }
                 self.role(*id, ReplicaRole::Retiring, Some(to.clone()), Some(Cause::Relocation)).await?;

@@ -218,7 +218,8 @@ impl Reservations {
         live: &[&MeshStorReplica],
         copies: usize,
     ) -> Result<Result<Choice, Shortage>, ControlError> {
-        let offers = offers::read(context).await?;
+        let spread = volume.spec.topology_spread;
+        let offers = offers::read(context, spread).await?;
         let (local, fabrics) = offers::wish(self.local, &self.topology, &offers);
         let holders: BTreeMap<NodeName, String> = live
             .iter()
@@ -227,7 +228,7 @@ impl Reservations {
         let near = match &local {
             Local::Anywhere => true,
             Local::Preferred(node) => holders.contains_key(node),
-            Local::Required(nodes) => nodes.iter().any(|node| holders.contains_key(node)),
+            Local::Required { of, .. } => of.iter().any(|node| holders.contains_key(node)),
         };
         let fabric = offers.iter().find(|offer| holders.contains_key(&offer.name)).map(|offer| offer.fabric.clone());
         let mut excluded = self.refused.clone();
@@ -238,6 +239,7 @@ impl Reservations {
             sector_bytes: volume.spec.sector_size,
             local: if near { Local::Anywhere } else { local },
             fabrics: fabric.map_or(fabrics, |fabric| vec![fabric]),
+            zones: offers::spread(spread, &offers, live.iter().map(|replica| replica.spec.node.as_str())),
             excluded,
         };
         Ok(placement::place(&offers, &request))

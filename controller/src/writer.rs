@@ -9,17 +9,21 @@ use crate::telemetry;
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, ListParams, PatchParams, PostParams, Preconditions, Resource,
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, PatchParams, PostParams,
+    Preconditions, Resource,
 };
 use meshstor_api::patch::CasError;
 use meshstor_api::{MeshStorReplica, MeshStorVolume};
 use meshstor_kernel::id::ClusterId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
+/// The well-known label that names a node's zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Our name in managedFields.
 pub(crate) const FIELD_MANAGER: &str = "meshstor-controller";
 
@@ -81,6 +85,18 @@ impl Writer {
         let api: Api<Node> = Api::all(self.client.clone());
         let answer = self.in_time(api.get_metadata_opt(name)).await;
         Ok(answer.map_err(|source| failed(&format!("node {name}"), source))?.is_some())
+    }
+
+    /// The zone of each node of Kubernetes' that has one.
+    pub(crate) async fn zones(&self) -> Result<BTreeMap<String, String>, ControlError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let params = ListParams::default().labels(ZONE_LABEL);
+        let list = self.in_time(api.list_metadata(&params)).await.map_err(|source| failed("list of nodes", source))?;
+        let zone = |node: PartialObjectMeta<Node>| {
+            let zone = node.metadata.labels?.remove(ZONE_LABEL).filter(|zone| !zone.is_empty())?;
+            Some((node.metadata.name?, zone))
+        };
+        Ok(list.items.into_iter().filter_map(zone).collect())
     }
 
     /// One object as it stands now; `None` when there is none.

@@ -6,20 +6,24 @@
 //!
 //! ```text
 //! offers -> one fabric -> nodes that can (ready, fresh, in service, reachable) -> their best drive -> the pod's node
-//!           first, then the most free, then by name -> as many as there are copies, or a Shortage
+//!           first, then the most free, then by name -> as many as there are copies, each in a zone of its own where the
+//!           class asks for that, or a Shortage
 //! ```
+
+mod shortage;
+mod spread;
 
 use meshstor_kernel::facts::{ALIGNMENT, DATA_OFFSET, Transport};
 use meshstor_kernel::id::{DriveId, NodeName};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+
+pub use shortage::Shortage;
+pub use spread::Zones;
 
 /// Left free at the end of a partition, so that a copy on a slightly smaller drive always fits the array.
 const SLACK: u64 = ALIGNMENT;
-/// A message names at most this many nodes: gRPC carries it in a header.
-const NAMED_MAX: usize = 12;
-/// And at most this many drives of each.
+/// A message names at most this many drives of a node.
 const DRIVES_NAMED_MAX: usize = 3;
 
 /// Bytes of the partition that holds one copy of a volume of `size_bytes`.
@@ -53,6 +57,8 @@ pub struct NodeOffer {
     pub maintenance: bool,
     /// Fabric it is on.
     pub fabric: String,
+    /// Zone it is in, if one is known and asked for.
+    pub zone: Option<String>,
     /// Transports it can export over.
     pub transports: BTreeSet<Transport>,
     /// Its drives.
@@ -90,8 +96,20 @@ pub enum Local {
     Anywhere,
     /// A copy on this node if it can, none there if it cannot.
     Preferred(NodeName),
-    /// No volume without a copy on one of these.
-    Required(BTreeSet<NodeName>),
+    /// No volume without a copy on one of these, on `first` if it can.
+    Required {
+        /// Any of these will do.
+        of: BTreeSet<NodeName>,
+        /// The best of them.
+        first: Option<NodeName>,
+    },
+}
+
+impl Local {
+    /// A copy on this node and no other.
+    pub fn only(node: NodeName) -> Local {
+        Local::Required { of: [node].into(), first: None }
+    }
 }
 
 /// What is to be placed.
@@ -107,6 +125,8 @@ pub struct Request {
     pub local: Local,
     /// Fabrics that will do, the best first; empty when any will.
     pub fabrics: Vec<String>,
+    /// How copies are spread.
+    pub zones: Zones,
     /// Nodes that are out of the question, with the reason.
     pub excluded: BTreeMap<NodeName, String>,
 }
@@ -140,40 +160,6 @@ pub struct Choice {
     pub lost: Vec<Lost>,
 }
 
-/// There is no placement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shortage {
-    /// Copies wanted.
-    pub wanted: usize,
-    /// Nodes that could hold one.
-    pub possible: usize,
-    /// Bytes each of them needs.
-    pub partition_bytes: u64,
-    /// One of these nodes would have to hold a copy and cannot.
-    pub required: BTreeSet<NodeName>,
-    /// Why the others cannot, by name.
-    pub lost: Vec<Lost>,
-}
-
-impl fmt::Display for Shortage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shortage { wanted, possible, partition_bytes, required, lost } = self;
-        if required.is_empty() {
-            write!(f, "{wanted} nodes with {partition_bytes} bytes free on one drive are needed, {possible} found")?;
-        } else {
-            let names: Vec<&str> = required.iter().map(|node| node.0.as_str()).collect();
-            write!(f, "localCopy is required and {} cannot hold a copy", names.join(", "))?;
-        }
-        for (index, Lost { node, why }) in lost.iter().take(NAMED_MAX).enumerate() {
-            write!(f, "{} {node} {why}", if index == 0 { ":" } else { ";" })?;
-        }
-        match lost.len().saturating_sub(NAMED_MAX) {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
-        }
-    }
-}
-
 /// A node that could hold a copy.
 struct Fit<'a> {
     node: &'a NodeOffer,
@@ -193,14 +179,11 @@ pub fn place(offers: &[NodeOffer], request: &Request) -> Result<Choice, Shortage
             Err(_) => {}
         }
     }
-    let nowhere = || Shortage {
-        wanted: request.copies,
-        possible: 0,
-        partition_bytes: request.partition_bytes,
-        required: BTreeSet::new(),
-        lost: offers.iter().map(|node| lost(node, wrong_fabric(node, &request.fabrics))).collect(),
+    let nowhere = || {
+        let strangers = offers.iter().map(|node| lost(node, wrong_fabric(node, &request.fabrics))).collect();
+        Shortage::of(request, 0, strangers, BTreeSet::new())
     };
-    Err(sorted(best.unwrap_or_else(nowhere)))
+    Err(best.unwrap_or_else(nowhere))
 }
 
 /// Size of the largest volume that [`place`] finds room for, whatever `request.partition_bytes` says; zero when none.
@@ -228,39 +211,45 @@ fn fabrics(offers: &[NodeOffer], request: &Request) -> Vec<String> {
 fn place_in(offers: &[NodeOffer], request: &Request, fabric: &str) -> Result<Choice, Shortage> {
     let (mut fits, mut losers) = fits(offers, request, fabric);
     fits.sort_by_key(|fit| {
-        let near = must_be(fit, request) || matches!(&request.local, Local::Preferred(node) if *node == fit.node.name);
-        (Reverse(near), Reverse(free(fit.drive)), fit.node.name.clone())
+        (
+            Reverse(must_be(fit, request)),
+            Reverse(is_best(fit, request)),
+            Reverse(free(fit.drive)),
+            fit.node.name.clone(),
+        )
     });
-    if let Local::Required(nodes) = &request.local {
+    if let Local::Required { of, .. } = &request.local {
         if !fits.first().is_some_and(|fit| must_be(fit, request)) {
-            return Err(shortage(request, &fits, losers, nodes.clone()));
+            return Err(Shortage::of(request, fits.len(), losers, of.clone()));
         }
         // One close copy is asked for; the others compete by what is free.
         if let Some(others) = fits.get_mut(1..) {
             others.sort_by_key(|fit| (Reverse(free(fit.drive)), fit.node.name.clone()));
         }
     }
-    if fits.len() < request.copies {
-        return Err(shortage(request, &fits, losers, BTreeSet::new()));
+    let bound = matches!(request.local, Local::Required { .. });
+    let chosen = spread::choose(&fits, request.copies, &request.zones, bound);
+    let enough = chosen.len() >= request.copies;
+    let own = matches!(request.zones, Zones::Own(_));
+    // Nodes that can, and that would not help: told where it is the zones that are missing.
+    let others = fits.iter().enumerate().filter(|(index, _)| if enough { !chosen.contains(index) } else { own });
+    losers.extend(others.map(|(_, fit)| lost(fit.node, left_out(fit, enough))));
+    if !enough {
+        return Err(Shortage::of(request, chosen.len(), losers, BTreeSet::new()));
     }
-    let (chosen, others) = fits.split_at(request.copies);
-    losers.extend(others.iter().map(|fit| {
-        let why = format!("has room ({} bytes free), others have more or come first by name", free(fit.drive));
-        lost(fit.node, why)
-    }));
     losers.sort();
-    let picks = chosen.iter().map(|fit| Pick { node: fit.node.name.clone(), drive: fit.drive.drive.clone() });
-    Ok(Choice { fabric: fabric.to_string(), picks: picks.collect(), lost: losers })
+    let picks = chosen.iter().filter_map(|index| fits.get(*index));
+    let picks = picks.map(|fit| Pick { node: fit.node.name.clone(), drive: fit.drive.drive.clone() }).collect();
+    Ok(Choice { fabric: fabric.to_string(), picks, lost: losers })
 }
 
-fn shortage(request: &Request, fits: &[Fit<'_>], lost: Vec<Lost>, required: BTreeSet<NodeName>) -> Shortage {
-    let Request { copies, partition_bytes, .. } = *request;
-    sorted(Shortage { wanted: copies, possible: fits.len(), partition_bytes, required, lost })
-}
-
-fn sorted(mut shortage: Shortage) -> Shortage {
-    shortage.lost.sort();
-    shortage
+/// Why a node that can hold a copy gets none.
+fn left_out(fit: &Fit<'_>, enough: bool) -> String {
+    let zone = fit.node.zone.as_ref().map(|zone| format!(" in zone {zone}")).unwrap_or_default();
+    match enough {
+        true => format!("has room ({} bytes free){zone}, others have more or come first", free(fit.drive)),
+        false => format!("has room{zone}"),
+    }
 }
 
 fn lost(node: &NodeOffer, why: String) -> Lost {
@@ -268,7 +257,15 @@ fn lost(node: &NodeOffer, why: String) -> Lost {
 }
 
 fn must_be(fit: &Fit<'_>, request: &Request) -> bool {
-    matches!(&request.local, Local::Required(nodes) if nodes.contains(&fit.node.name))
+    matches!(&request.local, Local::Required { of, .. } if of.contains(&fit.node.name))
+}
+
+fn is_best(fit: &Fit<'_>, request: &Request) -> bool {
+    match &request.local {
+        Local::Anywhere => false,
+        Local::Preferred(node) => *node == fit.node.name,
+        Local::Required { first, .. } => first.as_ref() == Some(&fit.node.name),
+    }
 }
 
 fn free(drive: &DriveOffer) -> u64 {
@@ -279,7 +276,7 @@ fn free(drive: &DriveOffer) -> u64 {
 fn fits<'a>(offers: &'a [NodeOffer], request: &Request, fabric: &str) -> (Vec<Fit<'a>>, Vec<Lost>) {
     let pod = match &request.local {
         Local::Preferred(node) => offers.iter().find(|offer| offer.name == *node),
-        Local::Anywhere | Local::Required(_) => None,
+        Local::Anywhere | Local::Required { .. } => None,
     };
     // A pod's node of another fabric, or without addresses, says nothing about how copies here must be reachable.
     let pod = pod.filter(|pod| pod.fabric == fabric && !pod.transports.is_empty());
@@ -303,6 +300,9 @@ fn refusal(node: &NodeOffer, request: &Request, fabric: &str, pod: Option<&NodeO
     }
     if let Some(why) = request.excluded.get(&node.name) {
         return Some(why.clone());
+    }
+    if let Some(why) = spread::refusal(node, &request.zones) {
+        return Some(why);
     }
     if node.maintenance {
         return Some("is in maintenance (spec.maintenance is true)".to_string());

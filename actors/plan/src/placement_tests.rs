@@ -25,6 +25,7 @@ fn node(name: &str, gib: u64) -> NodeOffer {
         silent: None,
         maintenance: false,
         fabric: "default".into(),
+        zone: None,
         transports: [Transport::Tcp].into(),
         drives: vec![drive("d", gib)],
     }
@@ -37,6 +38,7 @@ fn request(copies: usize, gib: u64) -> Request {
         sector_bytes: 4096,
         local: Local::Anywhere,
         fabrics: vec![],
+        zones: Zones::Any,
         excluded: BTreeMap::new(),
     }
 }
@@ -83,10 +85,12 @@ fn the_pods_node_comes_first_if_it_can() {
 #[test]
 fn a_required_local_copy_is_not_negotiable() {
     let offers = [node("a", 50), node("b", 40), node("c", 2)];
-    let near = |gib| Request { local: Local::Required([name("b"), name("c")].into()), ..request(2, gib) };
-    assert_eq!(names(&offers, &near(1)), ["b", "a"]);
-    assert_eq!(names(&offers, &near(3)), ["b", "a"]);
-    let only_c = Request { local: Local::Required([name("c")].into()), ..request(2, 3) };
+    let either = |first: Option<&str>| Local::Required { of: [name("b"), name("c")].into(), first: first.map(name) };
+    let near = |gib, first| Request { local: either(first), ..request(2, gib) };
+    assert_eq!(names(&offers, &near(1, None)), ["b", "a"]);
+    assert_eq!(names(&offers, &near(1, Some("c"))), ["c", "a"]);
+    assert_eq!(names(&offers, &near(3, Some("c"))), ["b", "a"], "the other one will do as well");
+    let only_c = Request { local: Local::only(name("c")), ..request(2, 3) };
     let sentence = place(&offers, &only_c).unwrap_err().to_string();
     assert_eq!(
         sentence,
@@ -163,13 +167,64 @@ fn copies_share_a_fabric_and_a_transport_with_the_pods_node() {
     assert!(text.contains("c has rdma, d has tcp: no transport in common"), "{text}");
 }
 
+fn zoned(nodes: &[(&str, u64, &str)]) -> Vec<NodeOffer> {
+    let offer = |(name, gib, zone): &(&str, u64, &str)| NodeOffer {
+        zone: Some(zone.to_string()).filter(|zone| !zone.is_empty()),
+        ..node(name, *gib)
+    };
+    nodes.iter().map(offer).collect()
+}
+
+fn own(taken: &[&str]) -> Zones {
+    Zones::Own(taken.iter().map(|zone| zone.to_string()).collect())
+}
+
+#[test]
+fn each_copy_has_a_zone_of_its_own_or_there_is_no_volume() {
+    let offers = zoned(&[("a", 50, "z1"), ("b", 40, "z1"), ("c", 10, "z2"), ("d", 90, ""), ("e", 1, "z3")]);
+    let strict = |copies, gib| Request { zones: own(&[]), ..request(copies, gib) };
+    assert_eq!(names(&offers, &strict(2, 5)), ["a", "c"], "b has more than c and is in the zone of a");
+    assert_eq!(names(&offers, &Request { zones: own(&["z1"]), ..request(1, 5) }), ["c"]);
+    let near = Request { local: Local::Preferred(name("b")), ..strict(2, 5) };
+    assert_eq!(names(&offers, &near), ["b", "c"]);
+    let bound = Request { local: Local::only(name("b")), ..strict(2, 5) };
+    assert_eq!(names(&offers, &bound), ["b", "c"]);
+    assert_eq!(
+        place(&offers, &strict(3, 5)).unwrap_err().to_string(),
+        "topologySpread is zone: 3 zones with a node with 5373952000 bytes free on one drive are needed, 2 found: \
+         a has room in zone z1; b has room in zone z1; c has room in zone z2; \
+         d has no zone (its Node has no label topology.kubernetes.io/zone); \
+         e drive d has no free extent of 5373952000 bytes, the largest is 1073741824"
+    );
+    let taken = place(&offers, &Request { zones: own(&["z1", "z2"]), ..request(1, 5) }).unwrap_err().to_string();
+    assert!(taken.contains("c is in zone z2, which holds a copy of it"), "{taken}");
+    assert_eq!(largest(&offers, &strict(2, 0)), volume_bytes(10 * GIB), "not the 50 GiB that two nodes have");
+    assert_eq!(largest(&offers, &strict(4, 0)), 0);
+}
+
+#[test]
+fn where_zones_are_only_preferred_copies_spread_as_evenly_as_can_be() {
+    let offers = zoned(&[("a", 50, "z1"), ("b", 40, "z1"), ("c", 10, "z2"), ("d", 90, ""), ("e", 80, "")]);
+    let even = |held: &[(&str, usize)], copies, gib| Request {
+        zones: Zones::Even(held.iter().map(|(zone, count)| (zone.to_string(), *count)).collect()),
+        ..request(copies, gib)
+    };
+    assert_eq!(names(&offers, &even(&[], 3, 5)), ["d", "a", "c"], "nodes of no known zone count as one");
+    assert_eq!(names(&offers, &even(&[], 5, 5)), ["d", "a", "c", "e", "b"]);
+    assert_eq!(names(&offers, &even(&[], 2, 20)), ["d", "a"]);
+    assert_eq!(names(&offers, &even(&[("", 1), ("z1", 1)], 1, 5)), ["c"], "one more copy goes to an empty zone");
+    assert_eq!(names(&offers, &even(&[("", 1), ("z1", 1)], 1, 20)), ["d"], "or where there is room at all");
+    let bound = Request { local: Local::only(name("b")), ..even(&[("z1", 1)], 1, 5) };
+    assert_eq!(names(&offers, &bound), ["b"], "a copy that must be there is there");
+}
+
 #[test]
 fn capacity_is_what_would_be_made() {
     let offers = [node("a", 100), node("b", 10), node("c", 50)];
     assert_eq!(largest(&offers, &request(2, 0)), volume_bytes(50 * GIB));
     assert_eq!(largest(&offers, &request(3, 0)), volume_bytes(10 * GIB));
     assert_eq!(largest(&offers, &request(4, 0)), 0);
-    let near = |node: &str, copies| Request { local: Local::Required([name(node)].into()), ..request(copies, 0) };
+    let near = |node: &str, copies| Request { local: Local::only(name(node)), ..request(copies, 0) };
     assert_eq!(largest(&offers, &near("b", 2)), volume_bytes(10 * GIB));
     assert_eq!(largest(&offers, &near("a", 2)), volume_bytes(50 * GIB));
     assert_eq!(largest(&offers, &near("a", 1)), volume_bytes(100 * GIB));
@@ -181,8 +236,10 @@ prop_compose! {
         gibs in prop::collection::vec((0..40u64, 0..8u64, prop::bool::weighted(0.1), prop::bool::weighted(0.1)), 0..3),
         flags in prop::array::uniform4(prop::bool::weighted(0.1)),
         rdma in any::<bool>(),
+        zone in prop::option::weighted(0.8, "z[0-3]"),
     ) -> NodeOffer {
         let mut offer = node("x", 0);
+        offer.zone = zone;
         offer.not_ready = flags[0].then(|| "broken".into());
         offer.silent = flags[1].then(|| "gone".into());
         offer.maintenance = flags[2];
@@ -211,16 +268,24 @@ fn any_offers() -> impl Strategy<Value = Vec<NodeOffer>> {
 }
 
 fn any_request() -> impl Strategy<Value = Request> {
-    (1..4usize, 1..20u64, 0..3u8, 0..8u8, 0..9u8).prop_map(|(copies, gib, local, near, out)| {
-        let near = NodeName(format!("n{near}"));
-        let local = match local {
-            0 => Local::Anywhere,
-            1 => Local::Preferred(near),
-            _ => Local::Required([near].into()),
-        };
-        let excluded = BTreeMap::from([(NodeName(format!("n{out}")), "was slow".to_string())]);
-        Request { local, excluded, ..request(copies, gib) }
-    })
+    let held = prop::option::of("z[0-3]");
+    (1..4usize, 1..20u64, 0..3u8, 0..8u8, 0..9u8, 0..3u8, held).prop_map(
+        |(copies, gib, local, near, out, zones, held)| {
+            let near = NodeName(format!("n{near}"));
+            let local = match local {
+                0 => Local::Anywhere,
+                1 => Local::Preferred(near),
+                _ => Local::only(near),
+            };
+            let zones = match zones {
+                0 => Zones::Any,
+                1 => Zones::Own(held.into_iter().collect()),
+                _ => Zones::Even(held.into_iter().map(|zone| (zone, 1)).collect()),
+            };
+            let excluded = BTreeMap::from([(NodeName(format!("n{out}")), "was slow".to_string())]);
+            Request { local, zones, excluded, ..request(copies, gib) }
+        },
+    )
 }
 
 proptest! {
@@ -239,8 +304,14 @@ proptest! {
                     prop_assert!(node.silent.is_none() && node.not_ready.is_none() && !node.maintenance);
                     prop_assert!(node.fabric == choice.fabric && !request.excluded.contains_key(&node.name));
                 }
-                if let Local::Required(nodes) = &request.local {
-                    prop_assert!(nodes.contains(&choice.picks[0].node));
+                if let Local::Required { of, .. } = &request.local {
+                    prop_assert!(of.contains(&choice.picks[0].node));
+                }
+                let zone = |pick: &Pick| offers.iter().find(|offer| offer.name == pick.node).unwrap().zone.clone();
+                if let Zones::Own(taken) = &request.zones {
+                    let zones: BTreeSet<Option<String>> = choice.picks.iter().map(zone).collect();
+                    prop_assert_eq!(zones.len(), request.copies, "a zone each");
+                    prop_assert!(zones.iter().all(|zone| zone.as_ref().is_some_and(|zone| !taken.contains(zone))));
                 }
                 let lost: BTreeSet<NodeName> = choice.lost.iter().map(|lost| lost.node.clone()).collect();
                 prop_assert_eq!(lost.len(), choice.lost.len(), "one sentence each");

@@ -23,6 +23,8 @@ use meshstor_csi::request::{
     NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume, Place,
 };
 use meshstor_kernel::id::NodeName;
+use meshstor_plan::array::MD_MINORS;
+use meshstor_plan::export::PORT_RANGE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::path::{Path, PathBuf};
@@ -31,8 +33,17 @@ use std::time::Duration;
 use tonic::{Request, Response, Status, async_trait};
 use usage::{AskUsage, Usage};
 
-/// Volumes of one node: far below what MD and the nvme host can hold, and what one node should lose at once.
-const VOLUMES_MAX: i64 = 256;
+/// Copies that a volume can have: the bound of `spec.replicaCount`.
+const COPIES_MAX: u32 = 16;
+/// Volumes that one node uses, by what is scarcest. When every node uses as many and each volume has all the copies it can
+/// have, a node exports [`COPIES_MAX`] for each one that it uses, on a service number each: 4096 of them last for 256.
+/// Arrays have 1000 numbers, handed out in turn: with no more than half of them in use, one that was freed rests while
+/// hundreds of others are given first. The nvme host has room for a million controllers and sets no limit here.
+const VOLUMES_MAX: u32 = {
+    let by_ports = (PORT_RANGE.end - PORT_RANGE.start) as u32 / COPIES_MAX;
+    let by_arrays = (MD_MINORS.end - MD_MINORS.start) / 2;
+    if by_ports < by_arrays { by_ports } else { by_arrays }
+};
 /// A file system that does not say how full it is within this time is not waited for.
 const USAGE_MAX: Duration = Duration::from_secs(5);
 
@@ -258,7 +269,7 @@ impl Node for NodeService {
         let place = Place { node: Some(self.inner.name.0.clone()), fabric: Some(self.inner.fabric.clone()) };
         Ok(Response::new(proto::NodeGetInfoResponse {
             node_id: self.inner.name.0.clone(),
-            max_volumes_per_node: VOLUMES_MAX,
+            max_volumes_per_node: VOLUMES_MAX.into(),
             accessible_topology: Some(place.to_proto()),
         }))
     }

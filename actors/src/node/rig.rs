@@ -128,6 +128,7 @@ impl Rig {
             member_missing_timeout_seconds: 900,
             local_copy: LocalCopy::Preferred,
             relocation_delay_seconds: None,
+            topology_spread: Default::default(),
             dismissed: vec![],
             next_replica: 2,
             attachment: Attachment::default(),

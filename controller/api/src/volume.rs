@@ -64,6 +64,9 @@ pub struct VolumeSpec {
     pub relocation_delay_seconds: Option<u32>,
     /// Whether the pod's node must, should or need not hold a copy.
     pub local_copy: LocalCopy,
+    /// Whether each copy is in a zone of its own.
+    #[serde(default, skip_serializing_if = "TopologySpread::is_none")]
+    pub topology_spread: TopologySpread,
     /// Who may write.
     pub attachment: Attachment,
     /// Copies that were let go for ever: outside of the in-sync set when that was recorded, never taken into it again.
@@ -91,6 +94,34 @@ pub enum LocalCopy {
     Required,
     /// Placement ignores where the pod is.
     None,
+}
+
+/// Whether copies are spread over zones (label `topology.kubernetes.io/zone` of their nodes).
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TopologySpread {
+    /// Zones play no part.
+    #[default]
+    None,
+    /// Each copy in a zone of its own, or no copy.
+    Zone,
+    /// As evenly as can be.
+    ZonePreferred,
+}
+
+impl TopologySpread {
+    /// The word in a StorageClass and here.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TopologySpread::None => "none",
+            TopologySpread::Zone => "zone",
+            TopologySpread::ZonePreferred => "zonePreferred",
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        *self == TopologySpread::None
+    }
 }
 
 /// Who may write to the volume, and since which change of hands.

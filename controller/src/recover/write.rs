@@ -10,7 +10,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
 use meshstor_api::replica::{ExportSpec, MeshStorReplica, ReplicaRole, ReplicaSpec};
-use meshstor_api::volume::{Attachment, LocalCopy, MeshStorVolume, VolumeSpec};
+use meshstor_api::volume::{Attachment, LocalCopy, MeshStorVolume, TopologySpread, VolumeSpec};
 use meshstor_api::{FINALIZER, condition, convert, patch};
 use meshstor_kernel::id::ReplicaId;
 use meshstor_plan::recover::{Proposal, Verdict, list_of_copies};
@@ -116,6 +116,7 @@ async fn create(
         member_missing_timeout_seconds: 900,
         local_copy: LocalCopy::Preferred,
         relocation_delay_seconds: Some(300),
+        topology_spread: TopologySpread::None,
         dismissed: Vec::new(),
         next_replica: next_replica(picture),
         attachment: Attachment { epoch: proposal.epoch, ..Attachment::default() },

@@ -63,6 +63,8 @@ pub(crate) struct CopyView {
     pub(crate) lost: bool,
     /// A reservation that its node does not take.
     pub(crate) refused: bool,
+    /// In the zone of the consumer, where zones matter.
+    pub(crate) neighbour: bool,
 }
 
 impl CopyView {
@@ -213,7 +215,11 @@ fn relocate(view: &View) -> Option<Action> {
     let consumer = view.consumer.as_ref().filter(|_| view.resident)?;
     let whole = view.copies.values().all(|copy| copy.member() && copy.in_sync) && view.copies.len() == view.count;
     let away = view.copies.values().all(|copy| copy.node != *consumer);
-    let id = (whole && away).then(|| last(view, CopyView::member)).flatten()?;
+    if !(whole && away) {
+        return None;
+    }
+    let near = last(view, |copy| copy.member() && copy.neighbour);
+    let id = near.or_else(|| last(view, CopyView::member))?;
     Some(Action::Relocate(id, consumer.clone()))
 }
 

@@ -72,9 +72,15 @@ pub(crate) fn refusal(context: &Context, replica: &MeshStorReplica, now: Timesta
     (age >= limit).then(|| format!("has not accepted it within {limit} s"))
 }
 
-/// Looks for a place beside all copies that exist, in the fabric of one that is complete.
-pub(super) async fn place(case: &Case<'_>, place: &Place) -> Result<Result<Choice, Shortage>, ControlError> {
-    let offers = offers::read(case.context).await?;
+/// Looks for a place beside all copies that exist, in the fabric of one that is complete. `leaving`: a copy that goes as
+/// soon as the new one is there, and whose zone is free then.
+pub(super) async fn place(
+    case: &Case<'_>,
+    place: &Place,
+    leaving: Option<ReplicaId>,
+) -> Result<Result<Choice, Shortage>, ControlError> {
+    let spread = case.volume.spec.topology_spread;
+    let offers = offers::read(case.context, spread).await?;
     let held = case.own.values().map(|replica| {
         let why = format!("holds {} of it", replica.spec.replica);
         (NodeName(replica.spec.node.clone()), why)
@@ -84,7 +90,7 @@ pub(super) async fn place(case: &Case<'_>, place: &Place) -> Result<Result<Choic
     let complete = case.own.iter().find(|(id, _)| case.in_sync.contains(id)).map(|(_, replica)| &replica.spec.node);
     let fabric = offers.iter().find(|offer| Some(&offer.name.0) == complete).map(|offer| offer.fabric.clone());
     let local = match (place, &case.record.consumer) {
-        (Place::Only(node), _) => Local::Required([NodeName(node.clone())].into()),
+        (Place::Only(node), _) => Local::only(NodeName(node.clone())),
         (Place::Free, Some(consumer)) if case.volume.spec.local_copy != LocalCopy::None => {
             Local::Preferred(consumer.clone())
         }
@@ -96,6 +102,7 @@ pub(super) async fn place(case: &Case<'_>, place: &Place) -> Result<Result<Choic
         sector_bytes: case.volume.spec.sector_size,
         local,
         fabrics: fabric.into_iter().collect(),
+        zones: offers::spread(spread, &offers, case.staying(leaving)),
         excluded,
     };
     Ok(placement::place(&offers, &request))
@@ -103,7 +110,7 @@ pub(super) async fn place(case: &Case<'_>, place: &Place) -> Result<Result<Choic
 
 /// Reserves room for one more copy.
 pub(super) async fn reserve(case: &Case<'_>, wanted: &Place) -> Result<Acted, ControlError> {
-    let choice = match place(case, wanted).await? {
+    let choice = match place(case, wanted, None).await? {
         Ok(choice) => choice,
         Err(shortage) => return Ok(Acted::Blocked(Reason::NoRoom { what: format!("for one more copy: {shortage}") })),
     };

@@ -245,3 +245,70 @@ async fn the_last_extent_is_given_to_one_of_two_volumes_at_most() {
     assert!(both_lost < 20, "somebody gets it as a rule");
     create(&two, "z", 8).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn copies_are_spread_over_zones_by_the_word_of_the_class() {
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 9), ("d", 60)]).await;
+    world.zones(&[("a", "z1"), ("b", "z1"), ("c", "z2"), ("d", "")]).await;
+    let service = world.controller("c1");
+    let ask = |name: &str, gib, spread: &str, copies: &str| {
+        let mut request = create_request(name, gib);
+        request.parameters = parameters(&[("topologySpread", spread), ("replicaCount", copies)]);
+        request
+    };
+    let nodes = |volume: &str| world.copies(volume).into_values().collect::<Vec<_>>();
+    create_with(&service, ask("p1", 1, "zone", "2")).await.unwrap();
+    assert_eq!(nodes("p1"), ["a", "c"]);
+    assert_eq!(world.volume("p1").unwrap()["spec"]["topologySpread"], "zone");
+    create_with(&service, ask("p2", 1, "none", "2")).await.unwrap();
+    assert_eq!(nodes("p2"), ["d", "a"]);
+    let mut near = ask("p3", 1, "zone", "2");
+    near.accessibility_requirements = near_only("b");
+    create_with(&service, near).await.unwrap();
+    assert_eq!(nodes("p3"), ["b", "c"]);
+
+    let few = create_with(&service, ask("p4", 1, "zone", "3")).await.unwrap_err();
+    assert_eq!(few.code(), Code::ResourceExhausted);
+    for words in [
+        "topologySpread is zone: 3 zones with a node with 1078984704 bytes free on one drive are needed, 2 found: ",
+        "b has room in zone z1",
+        "d has no zone (its Node has no label topology.kubernetes.io/zone)",
+    ] {
+        assert!(few.message().contains(words), "{}", few.message());
+    }
+    assert_eq!(world.volume("p4"), None);
+    create_with(&service, ask("p5", 1, "zonePreferred", "3")).await.unwrap();
+    assert_eq!(nodes("p5"), ["d", "a", "c"]);
+    create_with(&service, ask("p6", 10, "zonePreferred", "3")).await.unwrap();
+    assert_eq!(nodes("p6"), ["d", "a", "b"], "c has no room for it");
+    let other = create_with(&service, ask("p1", 1, "zonePreferred", "2")).await.unwrap_err();
+    assert!(other.message().ends_with("topologySpread is zone, asked for is zonePreferred"), "{other:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_placed_again_keeps_to_the_zones() {
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 30), ("d", 20)]).await;
+    world.zones(&[("a", "z1"), ("b", "z2"), ("c", "z1"), ("d", "z2")]).await;
+    let service = world.controller("c1");
+    world.vices("b", |vices| vices.refuses = true);
+    let mut request = create_request("pvc-1", 1);
+    request.parameters = parameters(&[("topologySpread", "zone")]);
+    create_with(&service, request).await.unwrap();
+    let nodes: Vec<String> = world.copies("pvc-1").into_values().collect();
+    assert_eq!(nodes, ["a", "d"], "c has more room than d");
+}
+
+/// Immediate binding with `allowedTopologies`: where the pod will run is not known, any allowed node will do.
+#[tokio::test(start_paused = true)]
+async fn a_required_local_copy_goes_to_any_requisite_node_that_has_room() {
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 3)]).await;
+    let service = world.controller("c1");
+    let mut request = create_request("pvc-1", 10);
+    request.parameters = parameters(&[("localCopy", "required")]);
+    let both = vec![place("c"), place("b")];
+    let topology = meshstor_csi::proto::TopologyRequirement { requisite: both.clone(), preferred: both };
+    request.accessibility_requirements = Some(topology);
+    let volume = create_with(&service, request).await.unwrap();
+    assert_eq!(world.copies("pvc-1")["r0"], "b");
+    assert!(nodes_of(&volume).contains("b"));
+}

@@ -33,6 +33,13 @@ async fn grow(world: &World, replica: u32) {
     record(world, "pvc-1", Change::Grow { replica: ReplicaId(replica) }).await;
 }
 
+/// The consumer begins.
+async fn activate(world: &World) {
+    let in_sync = world.volume("pvc-1").unwrap()["status"]["inSync"].as_array().unwrap().clone();
+    let in_sync = in_sync.iter().map(|id| id.as_str().unwrap().parse().unwrap()).collect();
+    record(world, "pvc-1", Change::Activate { in_sync, departures: BTreeMap::new(), flaps: BTreeMap::new() }).await;
+}
+
 async fn pass(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;
 }
@@ -263,12 +270,7 @@ async fn one_copy_follows_its_pod_after_a_while_and_not_one_that_moves_on() {
     let mut request = create_request("pvc-1", 1);
     request.parameters = parameters(&[("replicaCount", "1"), ("relocationDelay", "300")]);
     create_with(&service, request).await.unwrap();
-    let activate = async || {
-        let in_sync = world.volume("pvc-1").unwrap()["status"]["inSync"].as_array().unwrap().clone();
-        let in_sync = in_sync.iter().map(|id| id.as_str().unwrap().parse().unwrap()).collect();
-        record(&world, "pvc-1", Change::Activate { in_sync, departures: BTreeMap::new(), flaps: BTreeMap::new() })
-            .await;
-    };
+    let activate = async || activate(&world).await;
     publish(&service, "pvc-1", "b").await.unwrap();
     pass(900).await;
     assert_eq!(world.copies("pvc-1"), on(&[("r0", "a")]), "not in use");
@@ -310,4 +312,54 @@ async fn a_volume_deleted_in_the_middle_leaves_nothing() {
     delete(&service, "pvc-1").await.unwrap();
     pass(60).await;
     assert!(world.store.list("meshstorreplicas").is_empty());
+}
+
+/// A volume with a zone for each copy, on a (z1) and b (z2), used on a.
+async fn spread(nodes: &[(&str, u64)], zones: &[(&str, &str)]) -> (World, meshstor_controller::ControllerService) {
+    let world = World::new(nodes).await;
+    world.zones(zones).await;
+    let service = world.controller("c1");
+    let mut request = create_request("pvc-1", 1);
+    request.parameters = parameters(&[("topologySpread", "zone"), ("memberMissingTimeout", "60")]);
+    create_with(&service, request).await.unwrap();
+    assert_eq!(world.copies("pvc-1"), both());
+    (world, service)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_copy_is_replaced_in_its_own_zone_and_not_beside_another_one() {
+    let nodes = [("a", 50), ("b", 40), ("c", 30), ("d", 20)];
+    let (world, service) = spread(&nodes, &[("a", "z1"), ("b", "z2"), ("c", "z1"), ("d", "z2")]).await;
+    publish(&service, "pvc-1", "a").await.unwrap();
+    world.vices("b", |vices| vices.dead = true);
+    shrink(&world, 1).await;
+    pass(60).await;
+    eventually("one more", || world.copies("pvc-1").len() == 3).await;
+    assert_eq!(world.copies("pvc-1")["r2"], "d", "c has more room, in the zone of a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_zone_for_it_a_lost_copy_is_waited_for_and_the_volume_says_so() {
+    let (world, service) = spread(&[("a", 50), ("b", 40), ("c", 30)], &[("a", "z1"), ("b", "z2"), ("c", "z1")]).await;
+    publish(&service, "pvc-1", "a").await.unwrap();
+    world.vices("b", |vices| vices.dead = true);
+    shrink(&world, 1).await;
+    pass(60).await;
+    let repair = || world.condition("pvc-1", "Repair").map(|c| (c.reason, c.message));
+    eventually("it says so", || repair().is_some_and(|(reason, _)| reason == "NoRoom")).await;
+    let (_, message) = repair().unwrap();
+    assert!(message.contains("c is in zone z1, which holds a copy of it"), "{message}");
+    assert_eq!(world.copies("pvc-1"), both());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_copy_that_follows_the_pod_leaves_the_pods_own_zone() {
+    let nodes = [("a", 50), ("b", 40), ("c", 30)];
+    let (world, service) = spread(&nodes, &[("a", "z1"), ("b", "z2"), ("c", "z1")]).await;
+    publish(&service, "pvc-1", "c").await.unwrap();
+    activate(&world).await;
+    pass(301).await;
+    eventually("a copy for c", || world.copies("pvc-1").values().any(|node| node == "c")).await;
+    let retiring = |name: &str| world.replica(name).unwrap()["spec"]["role"] == "Retiring";
+    assert!(retiring("pvc-1-r0") && !retiring("pvc-1-r1"), "r1 is the only one in z2");
 }

@@ -113,6 +113,17 @@ impl World {
         tokio::spawn(agent.run());
     }
 
+    /// The machines as Kubernetes knows them, each in a zone; in none where the name is empty.
+    pub async fn zones(&self, nodes: &[(&str, &str)]) {
+        for (name, zone) in nodes {
+            let mut node = k8s_openapi::api::core::v1::Node::default();
+            node.metadata.name = Some(name.to_string());
+            let label = ("topology.kubernetes.io/zone".to_string(), zone.to_string());
+            node.metadata.labels = (!zone.is_empty()).then(|| [label].into());
+            self.api::<k8s_openapi::api::core::v1::Node>().create(&PostParams::default(), &node).await.unwrap();
+        }
+    }
+
     pub fn api<K: kube::Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>>(&self) -> Api<K> {
         Api::all(self.client.clone())
     }
@@ -411,6 +422,11 @@ pub fn place(node: &str) -> Topology {
 
 pub fn near(node: &str) -> Option<TopologyRequirement> {
     Some(TopologyRequirement { requisite: vec![], preferred: vec![place(node)] })
+}
+
+/// What the provisioner says for a pod that is to run on a node, with `--strict-topology`.
+pub fn near_only(node: &str) -> Option<TopologyRequirement> {
+    Some(TopologyRequirement { requisite: vec![place(node)], preferred: vec![place(node)] })
 }
 
 /// A call that its caller gives up after `seconds`.

@@ -27,5 +27,5 @@ pub use list::{ListVolumes, PageToken};
 pub use node::{
     NodeExpandVolume, NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume,
 };
-pub use parameters::{LocalCopy, SectorSize, VolumeParameters};
+pub use parameters::{LocalCopy, SectorSize, TopologySpread, VolumeParameters};
 pub use topology::{FABRIC_KEY, NODE_KEY, Place, TopologyRequirement};

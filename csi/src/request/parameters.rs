@@ -15,6 +15,7 @@ const MEMBER_MISSING_TIMEOUT: &str = "memberMissingTimeout";
 const RELOCATION_DELAY: &str = "relocationDelay";
 const SECTOR_SIZE: &str = "sectorSize";
 const LOCAL_COPY: &str = "localCopy";
+const TOPOLOGY_SPREAD: &str = "topologySpread";
 /// Older spelling of `replicaCount`.
 const NUMBER_OF_COPIES: &str = "numberOfCopies";
 /// Older spelling of `stripeWidth`.
@@ -30,6 +31,7 @@ const KNOWN: &[&str] = &[
     RELOCATION_DELAY,
     SECTOR_SIZE,
     LOCAL_COPY,
+    TOPOLOGY_SPREAD,
     NUMBER_OF_COPIES,
     DRIVES_PER_COPY,
     KUBERNETES_FSTYPE,
@@ -62,6 +64,8 @@ pub struct VolumeParameters {
     pub sector_size: SectorSize,
     /// Whether the node of the pod gets a copy.
     pub local_copy: LocalCopy,
+    /// Whether each copy is in a zone of its own.
+    pub topology_spread: TopologySpread,
     /// File system asked for through `csi.storage.k8s.io/fstype`, if it was.
     pub filesystem: Option<Filesystem>,
 }
@@ -86,6 +90,18 @@ pub enum LocalCopy {
     None,
 }
 
+/// Whether copies are spread over the zones of nodes (`topology.kubernetes.io/zone`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TopologySpread {
+    /// Zones play no part.
+    None,
+    /// Each copy in a zone of its own; no volume where that cannot be. Whoever names zones counts on surviving the loss of
+    /// one, and would learn of two copies in the same zone when it is lost.
+    Zone,
+    /// As evenly as can be: a volume is made in any case.
+    ZonePreferred,
+}
+
 impl Default for VolumeParameters {
     fn default() -> Self {
         Self {
@@ -95,6 +111,7 @@ impl Default for VolumeParameters {
             relocation_delay: Some(Duration::from_secs(RELOCATION_SECONDS_DEFAULT)),
             sector_size: SectorSize::B4096,
             local_copy: LocalCopy::Preferred,
+            topology_spread: TopologySpread::None,
             filesystem: None,
         }
     }
@@ -121,6 +138,17 @@ impl LocalCopy {
     }
 }
 
+impl TopologySpread {
+    /// The word in a StorageClass and in our CRDs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TopologySpread::None => "none",
+            TopologySpread::Zone => "zone",
+            TopologySpread::ZonePreferred => "zonePreferred",
+        }
+    }
+}
+
 impl VolumeParameters {
     /// Reads the parameters of a StorageClass; keys that are absent get their defaults.
     pub fn parse(map: &HashMap<String, String>) -> Result<Self, Refusal> {
@@ -137,6 +165,7 @@ impl VolumeParameters {
             relocation_delay: one(&map, RELOCATION_DELAY, relocation_delay)?.unwrap_or(defaults.relocation_delay),
             sector_size: one(&map, SECTOR_SIZE, sector_size)?.unwrap_or(defaults.sector_size),
             local_copy: one(&map, LOCAL_COPY, local_copy)?.unwrap_or(defaults.local_copy),
+            topology_spread: one(&map, TOPOLOGY_SPREAD, topology_spread)?.unwrap_or(defaults.topology_spread),
             filesystem: one(&map, KUBERNETES_FSTYPE, Filesystem::parse)?.flatten(),
         })
     }
@@ -153,6 +182,7 @@ impl VolumeParameters {
             ),
             (SECTOR_SIZE.to_owned(), self.sector_size.bytes().to_string()),
             (LOCAL_COPY.to_owned(), self.local_copy.as_str().to_owned()),
+            (TOPOLOGY_SPREAD.to_owned(), self.topology_spread.as_str().to_owned()),
         ]);
         if let Some(filesystem) = self.filesystem {
             map.insert(KUBERNETES_FSTYPE.to_owned(), filesystem.as_str().to_owned());
@@ -256,6 +286,15 @@ fn local_copy(field: String, text: &str) -> Result<LocalCopy, Refusal> {
         "required" => Ok(LocalCopy::Required),
         "none" => Ok(LocalCopy::None),
         _ => Err(Refusal::value(field, text, "preferred, required or none")),
+    }
+}
+
+fn topology_spread(field: String, text: &str) -> Result<TopologySpread, Refusal> {
+    match text {
+        "none" => Ok(TopologySpread::None),
+        "zone" => Ok(TopologySpread::Zone),
+        "zonePreferred" => Ok(TopologySpread::ZonePreferred),
+        _ => Err(Refusal::value(field, text, "none, zone (a zone for each copy or no volume) or zonePreferred")),
     }
 }
 

@@ -35,6 +35,7 @@ fn the_defaults() {
     assert_eq!(defaults.relocation_delay, Some(Duration::from_secs(300)));
     assert_eq!(defaults.sector_size.bytes(), 4096);
     assert_eq!(defaults.local_copy, LocalCopy::Preferred);
+    assert_eq!(defaults.topology_spread, TopologySpread::None);
     assert_eq!(defaults.filesystem, None);
 }
 
@@ -51,6 +52,9 @@ fn accepted_values() {
     assert_eq!(parse(&[("sectorSize", "512")]).unwrap().sector_size, SectorSize::B512);
     assert_eq!(parse(&[("localCopy", "required")]).unwrap().local_copy, LocalCopy::Required);
     assert_eq!(parse(&[("localCopy", "none")]).unwrap().local_copy, LocalCopy::None);
+    for spread in [TopologySpread::None, TopologySpread::Zone, TopologySpread::ZonePreferred] {
+        assert_eq!(parse(&[("topologySpread", spread.as_str())]).unwrap().topology_spread, spread);
+    }
     assert_eq!(parse(&[("csi.storage.k8s.io/fstype", "xfs")]).unwrap().filesystem, Some(Filesystem::Xfs));
     assert_eq!(parse(&[("csi.storage.k8s.io/fstype", "")]).unwrap().filesystem, None);
     assert_eq!(parse(&[("csi.storage.k8s.io/pvc/name", "db")]).unwrap(), VolumeParameters::default());
@@ -81,6 +85,7 @@ fn refused_values_are_told_what_is_allowed() {
         ("relocationDelay", "", "from 0 to 31536000, or never"),
         ("sectorSize", "4k", "512 or 4096"),
         ("localCopy", "Preferred", "preferred, required or none"),
+        ("topologySpread", "zones", "none, zone (a zone for each copy or no volume) or zonePreferred"),
         ("csi.storage.k8s.io/fstype", "ext4", "ext4 is not available in this version"),
         ("csi.storage.k8s.io/fstype", "zfs", "allowed is xfs"),
     ];
@@ -113,16 +118,19 @@ fn an_unknown_key_is_answered_with_all_known_ones() {
 fn any_parameters() -> impl Strategy<Value = VolumeParameters> {
     let sectors = prop_oneof![Just(SectorSize::B512), Just(SectorSize::B4096)];
     let copies = prop_oneof![Just(LocalCopy::Preferred), Just(LocalCopy::Required), Just(LocalCopy::None)];
+    let spreads =
+        prop_oneof![Just(TopologySpread::None), Just(TopologySpread::Zone), Just(TopologySpread::ZonePreferred)];
     let filesystems = prop_oneof![Just(None), Just(Some(Filesystem::Xfs))];
     let seconds = (MISSING_SECONDS_MIN..=MISSING_SECONDS_MAX, proptest::option::of(0..=MISSING_SECONDS_MAX));
-    (1..=16u8, seconds, sectors, copies, filesystems).prop_map(
-        |(replica_count, (seconds, delay), sector_size, local_copy, filesystem)| VolumeParameters {
+    (1..=16u8, seconds, sectors, copies, spreads, filesystems).prop_map(
+        |(replica_count, (seconds, delay), sector_size, local_copy, topology_spread, filesystem)| VolumeParameters {
             replica_count,
             stripe_width: 1,
             member_missing_timeout: Duration::from_secs(seconds),
             relocation_delay: delay.map(Duration::from_secs),
             sector_size,
             local_copy,
+            topology_spread,
             filesystem,
         },
     )
