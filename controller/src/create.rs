@@ -14,7 +14,7 @@ use crate::reserve::{Progress, Reservations};
 use crate::writer::{Creation, Endpoint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshstor_api::replica::MeshStorReplica;
-use meshstor_api::volume::{Attachment, LocalCopy, MeshStorVolume, TopologySpread, VolumeSpec};
+use meshstor_api::volume::{Attachment, Claim, LocalCopy, MeshStorVolume, TopologySpread, VolumeSpec};
 use meshstor_api::{FINALIZER, convert, patch};
 use meshstor_csi::proto;
 use meshstor_csi::request::{self, CreateVolume};
@@ -128,6 +128,7 @@ impl Create {
             local_copy: local_copy(parameters.local_copy),
             relocation_delay_seconds: parameters.relocation_delay.map(seconds),
             topology_spread: topology_spread(parameters.topology_spread),
+            claim: self.request.claim.as_ref().map(claim),
             dismissed: Vec::new(),
             next_replica: 0,
             attachment: Attachment::default(),
@@ -181,6 +182,11 @@ pub(crate) fn local_copy(local: request::LocalCopy) -> LocalCopy {
         request::LocalCopy::Required => LocalCopy::Required,
         request::LocalCopy::None => LocalCopy::None,
     }
+}
+
+fn claim(claim: &request::Claim) -> Claim {
+    let request::Claim { namespace, name, persistent_volume } = claim.clone();
+    Claim { namespace, name, persistent_volume }
 }
 
 pub(crate) fn topology_spread(spread: request::TopologySpread) -> TopologySpread {

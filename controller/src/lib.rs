@@ -22,6 +22,7 @@ mod error;
 mod exports;
 mod failover;
 mod health;
+mod herald;
 mod hints;
 mod list;
 mod loops;

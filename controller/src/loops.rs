@@ -9,8 +9,11 @@
 //! watch msnode ─┤    one look at a time    └─▶ a failed look comes back after `retry`
 //! resync timer ─┘    for each volume
 //! ```
+//!
+//! What the watch of volumes shows goes to the herald as well, who tells claims and pods.
 
 use crate::Context;
+use crate::herald::{self, Herald};
 use crate::reconcile::{self, Next};
 use crate::telemetry;
 use crate::writer::Kind;
@@ -35,25 +38,27 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// Runs for ever.
 pub(crate) async fn run(context: Arc<Context>) {
-    let state = State::default();
+    let (herald, news) = Herald::new();
+    let state = State { queue: Mutex::default(), wake: Notify::new(), consumers: Mutex::default(), herald };
     let context = &*context;
     futures::join!(
         volumes(context, &state),
         replicas(context, &state),
         nodes(context, &state),
         resync(context, &state),
-        work(context, &state)
+        work(context, &state),
+        herald::run(context, news)
     );
 }
 
 /// What the loop remembers: hints only.
-#[derive(Default)]
 struct State {
     /// Volumes to look at, and when.
     queue: Mutex<BTreeMap<String, Instant>>,
     wake: Notify,
     /// Consumer of each volume we know of.
     consumers: Mutex<BTreeMap<String, Option<String>>>,
+    herald: Herald,
 }
 
 impl State {
@@ -144,6 +149,7 @@ async fn volumes(context: &Context, state: &State) {
             Event::Init => fresh.clear(),
             Event::InitApply(object) => {
                 context.budget.volume(&object);
+                state.herald.volume(&object);
                 fresh.insert(name(&object), text(&object, "/spec/attachment/consumer"));
             }
             Event::InitDone => {
@@ -153,10 +159,12 @@ async fn volumes(context: &Context, state: &State) {
                 }
                 telemetry::volumes(known.len());
                 context.budget.volumes_listed(&known);
+                state.herald.listed(&known);
                 *lock(&state.consumers) = known;
             }
             Event::Apply(object) => {
                 context.budget.volume(&object);
+                state.herald.volume(&object);
                 let mut consumers = lock(&state.consumers);
                 consumers.insert(name(&object), text(&object, "/spec/attachment/consumer"));
                 telemetry::volumes(consumers.len());
@@ -164,6 +172,7 @@ async fn volumes(context: &Context, state: &State) {
                 changed(context, state, &name(&object));
             }
             Event::Delete(object) => {
+                state.herald.gone(&name(&object));
                 let mut consumers = lock(&state.consumers);
                 consumers.remove(&name(&object));
                 telemetry::volumes(consumers.len());

@@ -12,6 +12,7 @@ const RESERVED: &str = "meshstor_controller_copies_added_total";
 const RESYNCS_RUNNING: &str = "meshstor_controller_resyncs_running";
 const RESYNCS_WAITING: &str = "meshstor_controller_resyncs_waiting";
 const RESYNCS_LIMIT: &str = "meshstor_controller_resyncs_limit";
+const EVENTS: &str = "meshstor_controller_events_total";
 const UNREADABLE: &str = "meshstor_controller_unreadable_objects_total";
 
 /// Tells the metrics recorder what our metrics mean; call it once after a recorder is installed.
@@ -26,6 +27,7 @@ pub fn describe_metrics() {
     metrics::describe_gauge!(RESYNCS_RUNNING, "Whole copies being made, when one was last asked for");
     metrics::describe_gauge!(RESYNCS_WAITING, "Whole copies that waited for the budget then");
     metrics::describe_gauge!(RESYNCS_LIMIT, "Whole copies that may be made at the same time in the cluster");
+    metrics::describe_counter!(EVENTS, "Events for claims, PersistentVolumes and pods, by outcome");
     metrics::describe_counter!(UNREADABLE, "Custom resources left out of a list because they cannot be read, by kind");
 }
 
@@ -74,6 +76,27 @@ pub(crate) fn resyncs(running: usize, waiting: usize, limit: usize) {
     metrics::gauge!(RESYNCS_RUNNING).set(running as f64);
     metrics::gauge!(RESYNCS_WAITING).set(waiting as f64);
     metrics::gauge!(RESYNCS_LIMIT).set(limit as f64);
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Telling {
+    Sent,
+    /// Another controller had sent it.
+    Known,
+    Failed,
+    /// Too many at a time.
+    Dropped,
+}
+
+pub(crate) fn told(outcome: Telling) {
+    let outcome = match outcome {
+        Telling::Sent => "sent",
+        Telling::Known => "known",
+        Telling::Failed => "failed",
+        Telling::Dropped => "dropped",
+    };
+    metrics::counter!(EVENTS, "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn unreadable(kind: String) {

@@ -129,6 +129,7 @@ impl Rig {
             local_copy: LocalCopy::Preferred,
             relocation_delay_seconds: None,
             topology_spread: Default::default(),
+            claim: None,
             dismissed: vec![],
             next_replica: 2,
             attachment: Attachment::default(),

@@ -1,4 +1,5 @@
-//! Kubernetes events: what `kubectl describe` shows of a change, beside the condition that stands there afterwards.
+//! Kubernetes events of our own objects: what `kubectl describe` shows of a change, beside the condition that stands there
+//! afterwards. Claims and pods are told by the controller's herald.
 //!
 //! Called by the node agents and by the controller after a condition was written. Nothing depends on an event: a server
 //! that takes none costs a line in the log. Agents send them beside their work, the controller waits for each, [`PATIENCE`] at
@@ -15,7 +16,7 @@ use std::time::Duration;
 /// How long an event may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest note that the API server takes: 1 KiB (`NoteLengthLimit` of events.k8s.io/v1).
-const NOTE_MAX: usize = 1000;
+pub const NOTE_MAX: usize = 1000;
 
 /// One thing to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,12 @@ pub struct Told {
     pub reason: String,
     /// A sentence for people.
     pub note: String,
+}
+
+/// Whether a condition says that something is wrong or under way: some are good when they hold, all others bad.
+pub fn bad(condition: &Condition) -> bool {
+    let positive = matches!(condition.type_.as_str(), "Ready" | "Healthy" | "Takeover");
+    (condition.status == "True") != positive
 }
 
 /// What is to be told of conditions that were written: a status or a reason that is another one. `Ready` is silent beside
@@ -39,8 +46,7 @@ pub fn changes(before: &[Condition], after: &[Condition]) -> Vec<Told> {
         if same || (now.type_ == "Ready" && find(after, "Healthy").is_some()) {
             continue;
         }
-        let positive = matches!(now.type_.as_str(), "Ready" | "Healthy" | "Takeover");
-        let warning = (now.status == "True") != positive;
+        let warning = bad(now);
         // The first good word about an object is no news.
         if !warning && old.is_none() {
             continue;

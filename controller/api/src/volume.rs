@@ -67,6 +67,9 @@ pub struct VolumeSpec {
     /// Whether each copy is in a zone of its own.
     #[serde(default, skip_serializing_if = "TopologySpread::is_none")]
     pub topology_spread: TopologySpread,
+    /// For whom the volume was made: who is told of its troubles. Absent where the provisioner did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
     /// Who may write.
     pub attachment: Attachment,
     /// Copies that were let go for ever: outside of the in-sync set when that was recorded, never taken into it again.
@@ -94,6 +97,19 @@ pub enum LocalCopy {
     Required,
     /// Placement ignores where the pod is.
     None,
+}
+
+/// The PersistentVolumeClaim that a volume was made for.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The PersistentVolume that is made for it; that one knows the claim of the day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume: Option<String>,
 }
 
 /// Whether copies are spread over zones (label `topology.kubernetes.io/zone` of their nodes).

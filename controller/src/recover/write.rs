@@ -117,6 +117,7 @@ async fn create(
         local_copy: LocalCopy::Preferred,
         relocation_delay_seconds: Some(300),
         topology_spread: TopologySpread::None,
+        claim: None,
         dismissed: Vec::new(),
         next_replica: next_replica(picture),
         attachment: Attachment { epoch: proposal.epoch, ..Attachment::default() },

@@ -7,6 +7,7 @@ mod attachment;
 mod creation;
 mod deletion;
 mod failover;
+mod events;
 mod faults;
 mod reading;
 mod repair;

@@ -9,6 +9,7 @@ use tonic::Code;
 
 use super::capability::{Capability, Filesystem};
 use super::capacity::CapacityRange;
+use super::claim::Claim;
 use super::field;
 use super::parameters::VolumeParameters;
 use super::topology::{Place, TopologyRequirement};
@@ -33,13 +34,15 @@ pub struct CreateVolume {
     pub capabilities: Vec<Capability>,
     /// Where it must and should be reachable.
     pub topology: TopologyRequirement,
+    /// For whom, if the caller says so.
+    pub claim: Option<Claim>,
 }
 
 impl CreateVolume {
     /// What makes two concurrent calls the same: all but the topology, because a name asked for again from elsewhere
-    /// still means the volume that is being made (K7).
+    /// still means the volume that is being made (K7), and but the claim, which changes nothing about the volume.
     pub fn fingerprint(&self) -> Fingerprint {
-        let Self { name, capacity, parameters, filesystem, capabilities, topology: _ } = self;
+        let Self { name, capacity, parameters, filesystem, capabilities, topology: _, claim: _ } = self;
         Fingerprint::of("CreateVolume", &(name, capacity, parameters, filesystem, capabilities))
     }
 }
@@ -64,6 +67,7 @@ impl TryFrom<&proto::CreateVolumeRequest> for CreateVolume {
             name,
             capacity: CapacityRange::for_create(message.capacity_range.as_ref())?,
             filesystem: filesystem(&parameters, &capabilities),
+            claim: Claim::read(&message.parameters),
             parameters,
             capabilities,
             topology: TopologyRequirement::parse(

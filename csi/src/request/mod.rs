@@ -8,6 +8,7 @@
 
 mod capability;
 mod capacity;
+mod claim;
 mod context;
 mod controller;
 mod field;
@@ -18,6 +19,7 @@ mod topology;
 
 pub use capability::{AccessMode, Capability, Filesystem};
 pub use capacity::{BYTES_DEFAULT, BYTES_MIN, CapacityRange, MIB};
+pub use claim::Claim;
 pub use context::PublishContext;
 pub use controller::{
     ControllerExpandVolume, ControllerGetVolume, ControllerPublishVolume, ControllerUnpublishVolume, CreateVolume,
