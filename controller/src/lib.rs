@@ -14,6 +14,7 @@
 //! in memory that must survive a restart.
 
 mod budget;
+mod census;
 mod create;
 mod csi;
 mod decide;

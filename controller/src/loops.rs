@@ -10,9 +10,10 @@
 //! resync timer ─┘    for each volume
 //! ```
 //!
-//! What the watch of volumes shows goes to the herald as well, who tells claims and pods.
+//! What the watches show goes to the herald as well, who tells claims and pods, and to the census, which counts.
 
 use crate::Context;
+use crate::census::{self, Census};
 use crate::herald::{self, Herald};
 use crate::reconcile::{self, Next};
 use crate::telemetry;
@@ -39,7 +40,13 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// Runs for ever.
 pub(crate) async fn run(context: Arc<Context>) {
     let (herald, news) = Herald::new();
-    let state = State { queue: Mutex::default(), wake: Notify::new(), consumers: Mutex::default(), herald };
+    let state = State {
+        queue: Mutex::default(),
+        wake: Notify::new(),
+        consumers: Mutex::default(),
+        herald,
+        census: Census::default(),
+    };
     let context = &*context;
     futures::join!(
         volumes(context, &state),
@@ -47,7 +54,8 @@ pub(crate) async fn run(context: Arc<Context>) {
         nodes(context, &state),
         resync(context, &state),
         work(context, &state),
-        herald::run(context, news)
+        herald::run(context, news),
+        census::run(&state.census)
     );
 }
 
@@ -59,6 +67,7 @@ struct State {
     /// Consumer of each volume we know of.
     consumers: Mutex<BTreeMap<String, Option<String>>>,
     herald: Herald,
+    census: Census,
 }
 
 impl State {
@@ -150,6 +159,7 @@ async fn volumes(context: &Context, state: &State) {
             Event::InitApply(object) => {
                 context.budget.volume(&object);
                 state.herald.volume(&object);
+                state.census.volume(&object);
                 fresh.insert(name(&object), text(&object, "/spec/attachment/consumer"));
             }
             Event::InitDone => {
@@ -157,26 +167,22 @@ async fn volumes(context: &Context, state: &State) {
                 for volume in known.keys() {
                     changed(context, state, volume);
                 }
-                telemetry::volumes(known.len());
                 context.budget.volumes_listed(&known);
                 state.herald.listed(&known);
+                state.census.volumes_listed(&known);
                 *lock(&state.consumers) = known;
             }
             Event::Apply(object) => {
                 context.budget.volume(&object);
                 state.herald.volume(&object);
-                let mut consumers = lock(&state.consumers);
-                consumers.insert(name(&object), text(&object, "/spec/attachment/consumer"));
-                telemetry::volumes(consumers.len());
-                drop(consumers);
+                state.census.volume(&object);
+                lock(&state.consumers).insert(name(&object), text(&object, "/spec/attachment/consumer"));
                 changed(context, state, &name(&object));
             }
             Event::Delete(object) => {
                 state.herald.gone(&name(&object));
-                let mut consumers = lock(&state.consumers);
-                consumers.remove(&name(&object));
-                telemetry::volumes(consumers.len());
-                drop(consumers);
+                state.census.volume_gone(&object);
+                lock(&state.consumers).remove(&name(&object));
                 changed(context, state, &name(&object));
             }
         }
@@ -189,10 +195,23 @@ async fn replicas(context: &Context, state: &State) {
     while let Some(event) = events.next().await {
         match &event {
             Event::Init => fresh.clear(),
-            Event::InitApply(object) => fresh.extend(context.budget.copy(object)),
-            Event::InitDone => context.budget.copies_listed(&std::mem::take(&mut fresh)),
-            Event::Apply(object) => drop(context.budget.copy(object)),
-            Event::Delete(object) => context.budget.copy_gone(object),
+            Event::InitApply(object) => {
+                state.census.copy(object);
+                fresh.extend(context.budget.copy(object));
+            }
+            Event::InitDone => {
+                let known = std::mem::take(&mut fresh);
+                state.census.copies_listed(&known);
+                context.budget.copies_listed(&known);
+            }
+            Event::Apply(object) => {
+                state.census.copy(object);
+                context.budget.copy(object);
+            }
+            Event::Delete(object) => {
+                state.census.copy_gone(object);
+                context.budget.copy_gone(object);
+            }
         }
         if let Event::InitApply(object) | Event::Apply(object) | Event::Delete(object) = event
             && let Some(volume) = text(&object, "/spec/volume")

@@ -2,7 +2,11 @@
 //!
 //! Called all over the crate. Labels come from closed lists only, never from object names.
 
+use std::collections::BTreeMap;
+
 const VOLUMES: &str = "meshstor_controller_volumes";
+const REPLICAS: &str = "meshstor_controller_replicas";
+const COPIES_SHORT: &str = "meshstor_controller_copies_short";
 const CAS_REFUSED: &str = "meshstor_controller_cas_refused_total";
 const RESERVATIONS_REFUSED: &str = "meshstor_controller_reservations_refused_total";
 const EPOCHS: &str = "meshstor_controller_epochs_total";
@@ -18,6 +22,8 @@ const UNREADABLE: &str = "meshstor_controller_unreadable_objects_total";
 /// Tells the metrics recorder what our metrics mean; call it once after a recorder is installed.
 pub fn describe_metrics() {
     metrics::describe_gauge!(VOLUMES, "Volumes the controller knows of");
+    metrics::describe_gauge!(REPLICAS, "Replicas by state: in_sync, behind, preparing, retiring, buried");
+    metrics::describe_gauge!(COPIES_SHORT, "Complete copies that volumes lack of what they are to have, in all");
     metrics::describe_counter!(CAS_REFUSED, "Compare-and-swaps refused because something had changed, by kind");
     metrics::describe_counter!(RESERVATIONS_REFUSED, "Reservations placed elsewhere because no node accepted them");
     metrics::describe_counter!(EPOCHS, "New epochs, by cause");
@@ -39,8 +45,42 @@ pub(crate) enum EpochCause {
     Reboot,
 }
 
-pub(crate) fn volumes(count: usize) {
-    metrics::gauge!(VOLUMES).set(count as f64);
+/// How a copy is, as far as its objects say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum CopyState {
+    /// Complete.
+    InSync,
+    /// There, and outside of the set: away, or being copied to.
+    Behind,
+    /// Its partition is not ready.
+    Preparing,
+    /// To leave.
+    Retiring,
+    /// To be wiped.
+    Buried,
+}
+
+impl CopyState {
+    pub(crate) const ALL: [CopyState; 5] =
+        [CopyState::InSync, CopyState::Behind, CopyState::Preparing, CopyState::Retiring, CopyState::Buried];
+
+    fn word(self) -> &'static str {
+        match self {
+            CopyState::InSync => "in_sync",
+            CopyState::Behind => "behind",
+            CopyState::Preparing => "preparing",
+            CopyState::Retiring => "retiring",
+            CopyState::Buried => "buried",
+        }
+    }
+}
+
+pub(crate) fn census(volumes: usize, copies: &BTreeMap<CopyState, usize>, short: usize) {
+    metrics::gauge!(VOLUMES).set(volumes as f64);
+    for (state, count) in copies {
+        metrics::gauge!(REPLICAS, "state" => state.word()).set(*count as f64);
+    }
+    metrics::gauge!(COPIES_SHORT).set(short as f64);
 }
 
 pub(crate) fn cas_refused(kind: &'static str) {
