@@ -6,8 +6,8 @@
 mod attachment;
 mod creation;
 mod deletion;
-mod failover;
 mod events;
+mod failover;
 mod faults;
 mod reading;
 mod repair;

@@ -104,7 +104,7 @@ impl Bench {
         let lint = self.helm(&["lint", &self.chart.display().to_string(), "--strict", "-f", &values])?;
         ensure!(lint.status.success(), "helm lint: {}", String::from_utf8_lossy(&lint.stdout));
         let file = self.rendered(&["-f", &values])?.display().to_string();
-        let told = self.control.kubectl(&["apply", "--dry-run=server", "-n", NAMESPACE, "-f", &file])?;
+        let told = self.control.kubectl(&["apply", "--dry-run=server", "-f", &file])?;
         let objects = told.lines().count();
         ensure!(objects >= 20, "only {objects} objects: {told}");
         self.ok(&format!("{example}: linted, {objects} objects accepted by the API server"));
@@ -136,7 +136,8 @@ impl Bench {
     /// What agents on `node-a` and `node-b` may do, with tokens bound to their pods.
     fn rights(&mut self) -> Result<()> {
         let file = self.rendered(&["-s", "templates/accounts.yaml", "-s", "templates/policy.yaml"])?;
-        self.control.kubectl(&["apply", "-n", NAMESPACE, "-f", &file.display().to_string()])?;
+        // Each object names its namespace; not all are the chart's.
+        self.control.kubectl(&["apply", "-f", &file.display().to_string()])?;
         self.objects()?;
         let (a, b, nobody) = (self.agent("node-a")?, self.agent("node-b")?, self.unbound()?);
         self.enforced(&b)?;
@@ -161,6 +162,9 @@ impl Bench {
             ("the deletion of a volume", &a, own(&["delete", "msvol", "v", "--wait=false"]), false),
             ("pods", &a, own(&["get", "pods", "-A"]), false),
             ("its finalizer on its copy", &a, finalizer, true),
+            ("events", &a, own(&["auth", "can-i", "create", "events.events.k8s.io", "-n", "default"]), true),
+            ("repeated events", &a, own(&["auth", "can-i", "patch", "events.events.k8s.io", "-n", "default"]), true),
+            ("what events there are", &a, own(&["get", "events.events.k8s.io", "-A"]), false),
         ];
         for (what, who, arguments, allowed) in &attempts {
             who.may(what, arguments, *allowed)?;
