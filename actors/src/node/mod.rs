@@ -13,6 +13,7 @@
 //! surveys run as tasks of their own. A restart loses nothing: children look again, volumes are found in the kernel.
 
 mod bind;
+mod config;
 mod devices;
 mod handlers;
 mod health;
@@ -25,10 +26,10 @@ mod stop;
 pub mod survey;
 mod volumes;
 
+pub use config::NodeConfig;
 pub use health::Health;
 pub use volumes::{VolumeState, VolumeView};
 
-use crate::clock::Clock;
 use crate::env::Env;
 use crate::kinds::{Arrays, Connections, Drives, Exports, Partitions, Stages};
 use crate::messages::Poke;
@@ -42,9 +43,8 @@ use meshstor_api::node::QuarantinedPort;
 use meshstor_api::{MeshStorNodeDevice, MeshStorVolume};
 use meshstor_kernel::SharedKernel;
 use meshstor_kernel::facts::{NodeFact, Transport};
-use meshstor_kernel::id::{BootId, ClusterId, NodeName, ReplicaKey, VolumeId};
+use meshstor_kernel::id::{BootId, ReplicaKey, VolumeId};
 use meshstor_plan::Machine;
-use meshstor_plan::array::SyncSpeeds;
 use meshstor_plan::partition::PartitionState;
 use messages::Surveyed;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,23 +71,6 @@ const MAILBOX: usize = 1024;
 /// Node annotations that name the addresses of exports.
 const ANNOTATIONS: [(Transport, &str); 2] =
     [(Transport::Tcp, "meshstor.io/nvme-over-tcp-address"), (Transport::Rdma, "meshstor.io/nvme-over-rdma-address")];
-
-/// Who a node agent is.
-#[derive(Clone)]
-pub struct NodeConfig {
-    /// The node's name.
-    pub node: NodeName,
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The storage network it is on.
-    pub fabric: String,
-    /// Wall time for objects.
-    pub clock: Clock,
-    /// How fast resyncs of this node's arrays run.
-    pub speeds: SyncSpeeds,
-    /// Drives keep their volatile write caches on.
-    pub keep_caches: bool,
-}
 
 /// The root actor.
 pub struct NodeActor {

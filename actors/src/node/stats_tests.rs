@@ -53,8 +53,9 @@ fn a_deposed_volume_and_a_dead_file_system_are_abnormal() {
         rig.attach(None).await;
         rig.attach(Some("b")).await;
         let mut said = Vec::new();
-        for _ in 0..200 {
-            pass(0.1).await;
+        // It takes less than a tenth of a second.
+        for _ in 0..4000 {
+            pass(0.005).await;
             if rig.world.kernel("a").mount_at(STAGING).await.unwrap().is_none() {
                 break;
             }
