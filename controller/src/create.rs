@@ -17,7 +17,7 @@ use meshstor_api::replica::MeshStorReplica;
 use meshstor_api::volume::{Attachment, Claim, LocalCopy, MeshStorVolume, TopologySpread, VolumeSpec};
 use meshstor_api::{FINALIZER, convert, patch};
 use meshstor_csi::proto;
-use meshstor_csi::request::{self, CreateVolume};
+use meshstor_csi::request::{self, Capability, CreateVolume};
 use meshstor_kernel::id::ReplicaId;
 use meshstor_plan::placement::Shortage;
 use std::collections::BTreeSet;
@@ -209,6 +209,12 @@ fn incompatible(request: &CreateVolume, spec: &VolumeSpec) -> Option<String> {
         let wanted = request.filesystem.as_str();
         (spec.filesystem != wanted).then(|| format!("filesystem is {}, asked for is {wanted}", spec.filesystem))
     })
+}
+
+/// Why a volume cannot be used in a way, whoever asks; `None` when it can.
+pub(crate) fn unfit(capability: &Capability, spec: &VolumeSpec) -> Option<String> {
+    let wanted = capability.filesystem.filter(|wanted| wanted.as_str() != spec.filesystem)?.as_str();
+    Some(format!("volume_capability.mount.fs_type is {wanted}: the volume was made for {}", spec.filesystem))
 }
 
 /// The first parameter in which a volume differs from a StorageClass.

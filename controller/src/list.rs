@@ -151,6 +151,9 @@ pub(crate) async fn validate(
     if let Err(why) = &request.verdict {
         return no(why.clone());
     }
+    if let Some(why) = request.verdict.iter().flatten().find_map(|capability| create::unfit(capability, &volume.spec)) {
+        return no(why);
+    }
     let record = convert::volume_record(&volume, &replicas, context.writer.cluster().await?);
     if let Recorded::Lost(reason) = decide::recorded(&record.map_err(ControlError::from)?) {
         return no(reason.to_string());

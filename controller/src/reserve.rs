@@ -257,6 +257,7 @@ pub(crate) fn reservation(volume: &MeshStorVolume, id: ReplicaId, pick: &Pick) -
         node: pick.node.0.clone(),
         drive: pick.drive.0.clone(),
         partition_bytes: placement::partition_bytes(volume.spec.size_bytes),
+        filesystem: meshstor_api::convert::unless_default(&volume.spec.filesystem),
         role: ReplicaRole::Member,
         move_to: None,
         retired_by: None,

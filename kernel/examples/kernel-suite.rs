@@ -9,6 +9,7 @@
 //! nothing; `once` that it changes something (operations that are always done); `e:Wait` (or Refuse, Retry, Bug) that
 //! it fails so. It works on one fixed volume, overwrites blank drives, and never runs outside a throw-away machine.
 
+use meshstor_kernel::content::Filesystem;
 use meshstor_kernel::facts::{
     BlankData, DriveClass, EpochRecord, Extent, Listen, MemberFact, OtherCopyInSync, SyncSpeed, Transport, Unclaimed,
 };
@@ -143,11 +144,13 @@ impl Suite {
                 for device in &words[1..] {
                     blank.push(self.blank(device).await?);
                 }
-                Op::MakeFilesystem { volume, permit: FormatPermit::Blank(blank) }
+                Op::MakeFilesystem { volume, filesystem: Filesystem::Xfs, permit: FormatPermit::Blank(blank) }
             }
-            "mkfs" => {
-                Op::MakeFilesystem { volume, permit: FormatPermit::StartedNotDone { record_of: Uuid::from_u128(1) } }
-            }
+            "mkfs" => Op::MakeFilesystem {
+                volume,
+                filesystem: Filesystem::Xfs,
+                permit: FormatPermit::StartedNotDone { record_of: Uuid::from_u128(1) },
+            },
             "assemble" => {
                 let mut members = Vec::new();
                 for device in &words[1..] {
@@ -185,7 +188,7 @@ impl Suite {
             "mount" => Op::Mount {
                 volume,
                 target: word(1)?.into(),
-                fs: "xfs".into(),
+                fs: Filesystem::Xfs,
                 options: words.get(2).unwrap_or(&"noatime").to_string(),
             },
             "bind" => Op::BindMount { source: word(1)?.into(), target: word(2)?.into(), read_only: word(3)? == "ro" },
@@ -299,6 +302,7 @@ impl Suite {
             sequence: 0,
             tainted: None,
             unflushed: None,
+            content: Default::default(),
         }
     }
 

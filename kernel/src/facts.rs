@@ -8,6 +8,7 @@ mod md;
 
 pub use md::{ArrayFact, Bitmap, BlankData, MemberFact, MemberProbe, OtherCopyInSync, Superblock, SyncSpeed};
 
+use crate::content::Content;
 use crate::id::{
     BootId, ClusterId, DriveId, Epoch, ExportKey, Generation, NodeName, Nqn, ReplicaId, ReplicaKey, VolumeId,
 };
@@ -205,6 +206,9 @@ pub struct EpochRecord {
     /// with it (rule 11). Absent: every write of this life was durable when it was acknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unflushed: Option<String>,
+    /// What the volume holds, for recovery: a device cannot tell whose file system lies on it. Absent: XFS.
+    #[serde(default, skip_serializing_if = "Content::is_default")]
+    pub content: Content,
 }
 
 impl EpochRecord {

@@ -9,6 +9,7 @@
 //!
 //! Called by the actors' shell and by `meshstor doctor`. It never decides, never retries, never talks to Kubernetes.
 
+pub mod content;
 pub mod error;
 pub mod facts;
 pub mod hint;

@@ -7,6 +7,7 @@ mod name;
 
 mod under_way;
 
+use crate::content::Filesystem;
 use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, SyncSpeed, Unclaimed};
 use crate::id::{DriveId, Epoch, ExportKey, NodeName, Nqn, ReplicaKey, VolumeId};
 use std::collections::BTreeSet;
@@ -255,6 +256,8 @@ pub enum Op {
     MakeFilesystem {
         /// Volume.
         volume: VolumeId,
+        /// Which.
+        filesystem: Filesystem,
         /// Why it is allowed.
         permit: FormatPermit,
     },
@@ -264,8 +267,8 @@ pub enum Op {
         volume: VolumeId,
         /// Mount point; created when absent.
         target: String,
-        /// File system type.
-        fs: String,
+        /// Which file system.
+        fs: Filesystem,
         /// Options, comma separated.
         options: String,
     },
@@ -385,12 +388,12 @@ impl fmt::Display for Op {
                 write!(f, "{name} {} {}", volume.short(), if *held { "on" } else { "off" })
             }
             Op::StopForeignArray { name: md } => write!(f, "{name} {md}"),
-            Op::MakeFilesystem { volume, permit } => {
+            Op::MakeFilesystem { volume, filesystem, permit } => {
                 let why = match permit {
                     FormatPermit::Blank(members) => format!("{} blank members", members.len()),
                     FormatPermit::StartedNotDone { .. } => "started, not done".into(),
                 };
-                write!(f, "{name} {} ({why})", volume.short())
+                write!(f, "{name} {} {filesystem} ({why})", volume.short())
             }
             Op::Mount { volume, target, fs, .. } => write!(f, "{name} {} {fs} at {target}", volume.short()),
             Op::BindMount { source, target, .. } => write!(f, "{name} {source} at {target}"),

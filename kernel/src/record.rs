@@ -78,6 +78,7 @@ mod tests {
             sequence,
             tainted: None,
             unflushed: None,
+            content: Default::default(),
         }
     }
 

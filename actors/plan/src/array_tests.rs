@@ -122,7 +122,7 @@ pub(super) fn recorded() -> VolumeRecord {
         volume: volume(),
         cluster: cluster(),
         size_bytes: 1 << 30,
-        filesystem: "xfs".into(),
+        content: Default::default(),
         replica_count: 2,
         epoch: EPOCH,
         consumer: Some(NodeName("a".into())),

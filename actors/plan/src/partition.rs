@@ -6,6 +6,7 @@
 use crate::array::RecordLook;
 use crate::drive::{DriveUsage, refusal};
 use crate::{Machine, Plan, Reason};
+use meshstor_kernel::content::Content;
 use meshstor_kernel::facts::{DriveClass, DriveFact, EpochRecord, ExportFact, Extent, PartitionFact, Unclaimed};
 use meshstor_kernel::id::{ClusterId, DriveId, ReplicaKey, VolumeId};
 use meshstor_kernel::mutant::{self, Mutant};
@@ -31,6 +32,8 @@ pub struct PartitionWish {
     pub cluster: ClusterId,
     /// Name of the volume's object.
     pub volume_name: String,
+    /// What the volume holds.
+    pub content: Content,
     /// It was reported ready before: if it is not there now, data are missing, and nothing is made in its place.
     pub was_ready: bool,
     /// The recorded wish to wipe it.
@@ -245,6 +248,7 @@ fn first_record(wish: &PartitionWish) -> EpochRecord {
         sequence: 0,
         tainted: None,
         unflushed: None,
+        content: wish.content,
     }
 }
 

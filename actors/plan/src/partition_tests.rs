@@ -15,6 +15,7 @@ fn wish() -> PartitionWish {
         usage: DriveUsage::Auto,
         cluster: cluster(),
         volume_name: "pvc-1".into(),
+        content: Default::default(),
         was_ready: false,
         tombstone: None,
     }

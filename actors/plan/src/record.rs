@@ -3,6 +3,7 @@
 //! Built from custom resources by the API crate, never from a cache that may lag when a decision depends on it.
 
 use crate::wall::WallTime;
+use meshstor_kernel::content::Content;
 use meshstor_kernel::facts::Listen;
 use meshstor_kernel::id::{BootId, ClusterId, Epoch, ExportKey, Generation, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +22,8 @@ pub struct VolumeRecord {
     pub cluster: ClusterId,
     /// Usable bytes promised.
     pub size_bytes: u64,
-    /// File system.
-    pub filesystem: String,
+    /// What the volume holds.
+    pub content: Content,
     /// Number of copies wanted.
     pub replica_count: u32,
     /// Epoch.

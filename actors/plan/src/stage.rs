@@ -6,11 +6,12 @@
 use crate::array::{ArrayPhase, ArrayReport, RecordLook};
 use crate::record::{Change, FormatRecord, RecordOp, VolumeRecord};
 use crate::{Machine, Plan, Reason};
+use meshstor_kernel::content::Content;
 use meshstor_kernel::facts::{BlankData, FsFact};
 use meshstor_kernel::id::VolumeId;
 use meshstor_kernel::ops::{FormatPermit, Op};
 
-/// Mount options of every XFS volume. `noatime`: reads must not write through the fabric.
+/// Mount options of every volume. `noatime`: reads must not write through the fabric.
 pub const MOUNT_OPTIONS: &str = "noatime";
 
 /// The machine of one volume's file system on its consumer.
@@ -82,6 +83,8 @@ fn format_or_mount(record: &VolumeRecord, target: &str, look: &StageLook) -> Pla
     let volume = record.volume;
     let recorded = |change| Plan::step(RecordOp { expect: record.expect(), change }, StageReport::default());
     let found = look.fs.signature.as_deref();
+    let Content::Files(filesystem) = record.content;
+    let whole = found == Some(filesystem.as_str());
     let all_blank = !look.array.members.is_empty() && look.blank.len() == look.array.members.len();
     match (record.format, found) {
         (FormatRecord::Never, None) if all_blank => recorded(Change::FormatStarted),
@@ -90,22 +93,21 @@ fn format_or_mount(record: &VolumeRecord, target: &str, look: &StageLook) -> Pla
             waiting(Reason::DataMissing { what })
         }
         // Whole by its own word (the kernel layer reports a half-made one as unknown): only the record is left to write.
-        (FormatRecord::Started, Some(fs)) if fs == record.filesystem => recorded(Change::FormatDone),
+        (FormatRecord::Started, _) if whole => recorded(Change::FormatDone),
         (FormatRecord::Started, None) if all_blank => {
-            step(Op::MakeFilesystem { volume, permit: FormatPermit::Blank(look.blank.clone()) })
+            step(Op::MakeFilesystem { volume, filesystem, permit: FormatPermit::Blank(look.blank.clone()) })
         }
         (FormatRecord::Started, _) => match uuid::Uuid::parse_str(&record.uid) {
-            Ok(record_of) => step(Op::MakeFilesystem { volume, permit: FormatPermit::StartedNotDone { record_of } }),
+            Ok(record_of) => {
+                step(Op::MakeFilesystem { volume, filesystem, permit: FormatPermit::StartedNotDone { record_of } })
+            }
             Err(_) => waiting(Reason::RecordLost { what: format!("metadata.uid {:?} is no uuid", record.uid) }),
         },
-        (FormatRecord::Done, Some(fs)) if fs == record.filesystem => step(Op::Mount {
-            volume,
-            target: target.to_string(),
-            fs: record.filesystem.clone(),
-            options: MOUNT_OPTIONS.to_string(),
-        }),
+        (FormatRecord::Done, _) if whole => {
+            step(Op::Mount { volume, target: target.to_string(), fs: filesystem, options: MOUNT_OPTIONS.to_string() })
+        }
         (FormatRecord::Done, found) => {
-            let what = format!("expected {}, found {}", record.filesystem, found.unwrap_or("zeros"));
+            let what = format!("expected {filesystem}, found {}", found.unwrap_or("zeros"));
             waiting(Reason::DataMissing { what })
         }
     }

@@ -5,6 +5,7 @@ use crate::Step;
 use crate::array::MemberReport;
 use crate::record::*;
 use crate::testing::{cluster, volume};
+use meshstor_kernel::content::Filesystem;
 use meshstor_kernel::facts::ALIGNMENT;
 use meshstor_kernel::id::ReplicaId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,7 @@ fn look(format: FormatRecord, signature: Option<&str>, blank: bool) -> StageLook
         volume: volume(),
         cluster: cluster(),
         size_bytes: 1 << 30,
-        filesystem: "xfs".into(),
+        content: Default::default(),
         replica_count: 1,
         epoch: 1,
         consumer: None,
@@ -67,10 +68,42 @@ fn a_new_volume_is_recorded_formatted_recorded_mounted() {
     assert_eq!(name(&mounted), "ready=true");
 }
 
+/// The same volume, made for ext4.
+fn ext4(mut look: StageLook) -> StageLook {
+    let RecordLook::Fresh(record) = &mut look.record else { panic!() };
+    record.content = Content::Files(Filesystem::Ext4);
+    look
+}
+
+#[test]
+fn the_file_system_that_the_record_names_is_made_and_mounted() {
+    for (filesystem, made) in [("xfs", false), ("ext4", true)] {
+        let at = |look| if made { ext4(look) } else { look };
+        let step = |look| {
+            let wish = StageWish { volume: volume(), target: Some(TARGET.into()) };
+            Stage::plan(Some(&wish), &at(look)).next
+        };
+        let made = step(look(FormatRecord::Started, None, true));
+        assert!(
+            matches!(made, Some(Step::Kernel(Op::MakeFilesystem { filesystem: f, .. })) if f.as_str() == filesystem)
+        );
+        let again = step(look(FormatRecord::Started, Some("unknown"), false));
+        assert!(
+            matches!(again, Some(Step::Kernel(Op::MakeFilesystem { filesystem: f, .. })) if f.as_str() == filesystem)
+        );
+        let mounted = step(look(FormatRecord::Done, Some(filesystem), false));
+        assert!(matches!(mounted, Some(Step::Kernel(Op::Mount { fs, .. })) if fs.as_str() == filesystem));
+        assert_eq!(name(&at(look(FormatRecord::Started, Some(filesystem), false))), "record-format-done");
+    }
+}
+
 #[test]
 fn what_was_formatted_is_never_formatted_again() {
     for (signature, blank) in [(None, true), (None, false), (Some("ext4"), false), (Some("unknown"), false)] {
         assert_eq!(name(&look(FormatRecord::Done, signature, blank)), "DataMissing");
+    }
+    for (signature, blank) in [(None, true), (None, false), (Some("xfs"), false), (Some("unknown"), false)] {
+        assert_eq!(name(&ext4(look(FormatRecord::Done, signature, blank))), "DataMissing");
     }
 }
 

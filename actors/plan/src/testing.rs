@@ -30,6 +30,7 @@ pub fn record(replica: u32, epoch: Epoch, generation: Generation) -> EpochRecord
         sequence: 1,
         tainted: None,
         unflushed: None,
+        content: Default::default(),
     }
 }
 
@@ -83,7 +84,7 @@ pub fn volume_record() -> VolumeRecord {
         volume: volume(),
         cluster: cluster(),
         size_bytes: 1 << 30,
-        filesystem: "xfs".into(),
+        content: Default::default(),
         replica_count: 2,
         epoch: 1,
         consumer: None,

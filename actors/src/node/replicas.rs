@@ -13,6 +13,8 @@ use crate::status::{Object, Overwritten, Put};
 use crate::worlds::partition::tombstone;
 use meshstor_api::MeshStorReplica;
 use meshstor_api::node::DriveUse;
+use meshstor_api::replica::ReplicaSpec;
+use meshstor_kernel::content::Content;
 use meshstor_kernel::id::{DriveId, ReplicaKey};
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::drive::DriveUsage;
@@ -20,6 +22,12 @@ use meshstor_plan::partition::{PartitionState, PartitionWish, TombstoneWish};
 use serde_json::json;
 use std::collections::BTreeSet;
 use uuid::Uuid;
+
+/// What the volume holds, as the copy's object says.
+fn content(spec: &ReplicaSpec) -> Result<Content, String> {
+    let word = spec.filesystem.as_deref().map(str::parse).transpose();
+    word.map(Option::unwrap_or_default).map_err(|error: String| format!("spec.filesystem: {error}"))
+}
 
 /// A replica of this node.
 #[derive(Debug)]
@@ -117,6 +125,7 @@ impl NodeActor {
             usage: self.usage(&spec.drive),
             cluster: self.env.cluster,
             volume_name: spec.volume.clone(),
+            content: content(spec).unwrap_or_default(),
             was_ready: held.was_ready,
             tombstone: tombstone(&held.object),
         }
@@ -139,6 +148,7 @@ impl NodeActor {
         if spec.cluster_id != self.env.cluster.to_string() {
             return Err(format!("spec.clusterID is {}, this cluster is {}", spec.cluster_id, self.env.cluster));
         }
+        content(spec)?;
         Ok(ReplicaKey { volume, replica })
     }
 

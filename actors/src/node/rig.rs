@@ -8,6 +8,7 @@ use crate::csi_node::usage::Usage;
 use crate::messages::Kill;
 use actix::Addr;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use meshstor_api::convert::unless_default;
 use meshstor_api::replica::{ExportSpec, ReplicaRole, ReplicaSpec, Tombstone};
 use meshstor_api::volume::{Attachment, LocalCopy, VolumeSpec};
 use meshstor_api::{FINALIZER, MeshStorNode, MeshStorReplica, MeshStorVolume, crds, patch};
@@ -38,6 +39,10 @@ pub struct Rig {
     pub volume: VolumeId,
     pub drives: BTreeMap<String, DriveId>,
     pub agents: BTreeMap<String, Agent>,
+    /// `spec.filesystem` of the volume.
+    pub filesystem: &'static str,
+    /// What kubelet says of its use.
+    pub capability: VolumeCapability,
 }
 
 /// One node's agent.
@@ -58,6 +63,8 @@ impl Rig {
             volume: VolumeId(uuid::Uuid::from_u128(0x51)),
             drives: BTreeMap::new(),
             agents: BTreeMap::new(),
+            filesystem: "xfs",
+            capability: capability(),
             world,
             store,
         };
@@ -124,7 +131,7 @@ impl Rig {
             replica_count: nodes.len() as u32,
             stripe_width: 1,
             sector_size: 4096,
-            filesystem: "xfs".into(),
+            filesystem: self.filesystem.into(),
             member_missing_timeout_seconds: 900,
             local_copy: LocalCopy::Preferred,
             relocation_delay_seconds: None,
@@ -162,6 +169,7 @@ impl Rig {
             node: node.into(),
             drive: self.drives[node].0.clone(),
             partition_bytes: GIB + (8 << 20),
+            filesystem: unless_default(self.filesystem),
             role: ReplicaRole::Member,
             move_to: None,
             retired_by: None,
@@ -225,7 +233,7 @@ impl Rig {
         let request = proto::NodeStageVolumeRequest {
             volume_id: VOLUME.into(),
             staging_target_path: STAGING.into(),
-            volume_capability: Some(capability()),
+            volume_capability: Some(self.capability.clone()),
             publish_context: [("attachEpoch".to_string(), epoch.to_string())].into(),
             ..Default::default()
         };
@@ -242,7 +250,7 @@ impl Rig {
             volume_id: VOLUME.into(),
             staging_target_path: STAGING.into(),
             target_path: target.into(),
-            volume_capability: Some(capability()),
+            volume_capability: Some(self.capability.clone()),
             publish_context: [("attachEpoch".to_string(), epoch.to_string())].into(),
             ..Default::default()
         };
@@ -268,7 +276,13 @@ impl Rig {
 
     /// A volume of two copies, staged on `a`. Answers its epoch.
     pub async fn staged(nodes: &[&str]) -> (Rig, u64) {
-        let rig = Rig::new(nodes).await;
+        Rig::staged_as(nodes, "xfs", capability()).await
+    }
+
+    /// The same with another content, for another use.
+    pub async fn staged_as(nodes: &[&str], filesystem: &'static str, capability: VolumeCapability) -> (Rig, u64) {
+        let mut rig = Rig::new(nodes).await;
+        (rig.filesystem, rig.capability) = (filesystem, capability);
         rig.create_volume(nodes).await;
         let epoch = rig.attach(Some("a")).await;
         let staged = rig.stage("a", epoch, 60).await;
@@ -312,9 +326,14 @@ impl Rig {
 }
 
 pub fn capability() -> VolumeCapability {
+    mounted("")
+}
+
+/// A mount of a volume of which kubelet says that it has this file system.
+pub fn mounted(fs_type: &str) -> VolumeCapability {
     VolumeCapability {
         access_mode: Some(AccessMode { mode: Mode::SingleNodeMultiWriter.into() }),
-        access_type: Some(AccessType::Mount(MountVolume::default())),
+        access_type: Some(AccessType::Mount(MountVolume { fs_type: fs_type.into(), ..Default::default() })),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::node::{CopySuperblock, DriveCopy, MeshStorNodeDevice, NodeAddress};
 use crate::replica::{ExportStatus, ListenStatus, MeshStorReplica, ReplicaRole};
 use crate::volume::{Flap, FormatState, MeshStorVolume, VolumeStatus};
 use k8s_openapi::jiff::Timestamp;
+use meshstor_kernel::content::Content;
 use meshstor_kernel::facts::{EpochRecord, Listen, Transport};
 use meshstor_kernel::id::{BootId, ClusterId, DriveId, NodeName, ReplicaId, VolumeId};
 use meshstor_kernel::mutant::{self, Mutant};
@@ -92,7 +93,7 @@ pub fn volume_record<'a>(
         volume: id,
         cluster,
         size_bytes: spec.size_bytes,
-        filesystem: spec.filesystem.clone(),
+        content: content(object, "spec.filesystem", &spec.filesystem)?,
         replica_count: spec.replica_count,
         epoch: spec.attachment.epoch,
         consumer: object.node("spec.attachment.consumer", &spec.attachment.consumer)?,
@@ -137,6 +138,16 @@ pub fn replica_record(replica: &MeshStorReplica) -> Result<(ReplicaId, ReplicaRe
         granted: spec.recovery.as_ref().map(|recovery| (recovery.epoch, recovery.generation)),
     };
     Ok((object.replica("spec.replica", &spec.replica)?, record))
+}
+
+/// What a volume holds, by the word in an object.
+fn content(object: Object<'_>, field: &str, word: &str) -> Result<Content, Garbage> {
+    word.parse().map_err(|_| object.garbage(field, word, "xfs or ext4"))
+}
+
+/// The word for what a volume holds, where none stands for XFS.
+pub fn unless_default(word: &str) -> Option<String> {
+    (word != Content::default().as_str()).then(|| word.to_string())
 }
 
 /// The identity of the cluster that an object names.
@@ -286,6 +297,7 @@ pub fn drive_copy(bytes: u64, record: &EpochRecord, holders: &BTreeSet<String>, 
         epoch: record.epoch,
         generation: record.generation,
         in_sync: record.in_sync.iter().map(ToString::to_string).collect(),
+        filesystem: unless_default(record.content.as_str()),
         holders: holders.iter().cloned().collect(),
         superblock,
     }
@@ -336,6 +348,10 @@ fn copy_report(
             // The consumer's agent reads these marks from the drive itself.
             tainted: None,
             unflushed: None,
+            content: match &copy.filesystem {
+                None => Content::default(),
+                Some(word) => content(object, &format!("{at}.filesystem"), word)?,
+            },
         },
         member: copy.superblock.as_ref().map(member).transpose()?,
         holders: copy.holders.iter().cloned().collect(),

@@ -133,6 +133,7 @@ fn a_copy_reads_back_from_its_drives_object() {
     let record = EpochRecord {
         tainted: None,
         unflushed: None,
+        content: Content::Files(meshstor_kernel::content::Filesystem::Ext4),
         volume: VolumeId(Uuid::from_u128(7)),
         cluster: ClusterId(Uuid::from_u128(8)),
         replica: ReplicaId(1),

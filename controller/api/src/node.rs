@@ -206,6 +206,9 @@ pub struct DriveCopy {
     /// The in-sync set as it was recorded when it was fenced.
     #[serde(default)]
     pub in_sync: Vec<String>,
+    /// What the volume holds. Absent: `xfs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<String>,
     /// Kernel names of what has it open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holders: Vec<String>,

@@ -58,6 +58,10 @@ pub struct ReplicaSpec {
     /// Bytes of the partition.
     #[schemars(range(min = 5242880))]
     pub partition_bytes: u64,
+    /// What the volume holds: a copy of its `spec.filesystem`, for the record on the drive. Absent: `xfs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["xfs", "ext4"], "x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.filesystem is immutable"}]))]
+    pub filesystem: Option<String>,
     /// Whether it should be a member of the array.
     pub role: ReplicaRole,
     /// Of a retiring copy: the node that is to hold one in its place; absent: any that has room.

@@ -12,6 +12,7 @@ use kube::api::{Api, PostParams};
 use meshstor_api::replica::{ExportSpec, MeshStorReplica, ReplicaRole, ReplicaSpec};
 use meshstor_api::volume::{Attachment, LocalCopy, MeshStorVolume, TopologySpread, VolumeSpec};
 use meshstor_api::{FINALIZER, condition, convert, patch};
+use meshstor_kernel::content::Content;
 use meshstor_kernel::id::ReplicaId;
 use meshstor_plan::recover::{Proposal, Verdict, list_of_copies};
 use std::collections::BTreeSet;
@@ -58,6 +59,11 @@ pub(super) async fn write(context: &Context, picture: &VolumePicture) -> Result<
     }
     announce(context, picture, stored.metadata.uid, reason, &message).await;
     Ok(Written::Done)
+}
+
+/// What the copies say that the volume holds: chosen once for all of them.
+fn content(picture: &VolumePicture) -> Content {
+    picture.copies.first().map(|copy| copy.record.content).unwrap_or_default()
 }
 
 /// A number above those of all copies that were found.
@@ -112,7 +118,7 @@ async fn create(
         replica_count: u32::try_from(count).unwrap_or(1),
         stripe_width: 1,
         sector_size: picture.sector_bytes,
-        filesystem: "xfs".to_string(),
+        filesystem: content(picture).to_string(),
         member_missing_timeout_seconds: 900,
         local_copy: LocalCopy::Preferred,
         relocation_delay_seconds: Some(300),
@@ -155,6 +161,7 @@ async fn missing_replicas(context: &Context, picture: &VolumePicture, proposal: 
             node: copy.node.0.clone(),
             drive: copy.drive.0.clone(),
             partition_bytes: copy.bytes,
+            filesystem: convert::unless_default(copy.record.content.as_str()),
             role: ReplicaRole::Member,
             move_to: None,
             retired_by: None,

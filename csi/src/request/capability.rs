@@ -46,6 +46,8 @@ pub enum Filesystem {
     /// XFS, also when the caller names none.
     #[default]
     Xfs,
+    /// ext4.
+    Ext4,
 }
 
 impl Filesystem {
@@ -53,6 +55,7 @@ impl Filesystem {
     pub fn as_str(self) -> &'static str {
         match self {
             Filesystem::Xfs => "xfs",
+            Filesystem::Ext4 => "ext4",
         }
     }
 
@@ -61,8 +64,8 @@ impl Filesystem {
         match text {
             "" => Ok(None),
             "xfs" => Ok(Some(Filesystem::Xfs)),
-            "ext4" => Err(Refusal::not_available(field, "ext4 is", "xfs")),
-            _ => Err(Refusal::value(field, text, "xfs")),
+            "ext4" => Ok(Some(Filesystem::Ext4)),
+            _ => Err(Refusal::value(field, text, "xfs or ext4")),
         }
     }
 }
@@ -206,12 +209,23 @@ mod tests {
         assert!(
             refusal(&message(1, Some(AccessType::Block(BlockVolume {})))).contains("not available in this version")
         );
-        assert!(refusal(&message(1, mount("ext4", &[]))).contains("ext4 is not available in this version"));
-        assert!(refusal(&message(1, mount("btrfs", &[]))).contains("\"btrfs\": allowed is xfs"));
+        assert_eq!(
+            refusal(&message(1, mount("btrfs", &[]))),
+            "volume_capability.mount.fs_type is \"btrfs\": allowed is xfs or ext4"
+        );
         let group = MountVolume { volume_mount_group: "1000".into(), ..Default::default() };
         assert!(refusal(&message(1, Some(AccessType::Mount(group)))).contains("volume_mount_group"));
         assert!(Capability::required("volume_capability", None).is_err());
         assert_eq!(Capability::optional("volume_capability", None), Ok(None));
+    }
+
+    #[test]
+    fn xfs_ext4_or_nothing_may_be_named() {
+        let named = |fs_type: &str| Capability::parse("c", &message(1, mount(fs_type, &[]))).map(|c| c.filesystem);
+        assert_eq!(named(""), Ok(None));
+        assert_eq!(named("xfs"), Ok(Some(Filesystem::Xfs)));
+        assert_eq!(named("ext4"), Ok(Some(Filesystem::Ext4)));
+        assert!(named("ext3").is_err() && named("XFS").is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::capability::{Capability, Filesystem};
 use super::capacity::CapacityRange;
 use super::claim::Claim;
 use super::field;
-use super::parameters::VolumeParameters;
+use super::parameters::{KUBERNETES_FSTYPE, VolumeParameters};
 use super::topology::{Place, TopologyRequirement};
 use crate::inflight::Fingerprint;
 use crate::{Refusal, proto};
@@ -66,7 +66,7 @@ impl TryFrom<&proto::CreateVolumeRequest> for CreateVolume {
         Ok(Self {
             name,
             capacity: CapacityRange::for_create(message.capacity_range.as_ref())?,
-            filesystem: filesystem(&parameters, &capabilities),
+            filesystem: filesystem(&parameters, &capabilities)?,
             claim: Claim::read(&message.parameters),
             parameters,
             capabilities,
@@ -78,10 +78,23 @@ impl TryFrom<&proto::CreateVolumeRequest> for CreateVolume {
     }
 }
 
-/// The file system that was named, or the default. With one file system on offer two names cannot differ.
-fn filesystem(parameters: &VolumeParameters, capabilities: &[Capability]) -> Filesystem {
-    let named = capabilities.iter().find_map(|capability| capability.filesystem);
-    named.or(parameters.filesystem).unwrap_or_default()
+/// The file system that was named, or the default. Capabilities and parameters may all name one, and it has to be one.
+fn filesystem(parameters: &VolumeParameters, capabilities: &[Capability]) -> Result<Filesystem, Refusal> {
+    let of_capabilities = capabilities.iter().enumerate().filter_map(|(index, capability)| {
+        Some((format!("{CAPABILITIES}[{index}].mount.fs_type"), capability.filesystem?))
+    });
+    let of_parameters = parameters.filesystem.map(|filesystem| (format!("parameters.{KUBERNETES_FSTYPE}"), filesystem));
+    let mut named = of_capabilities.chain(of_parameters);
+    let Some((first, chosen)) = named.next() else { return Ok(Filesystem::default()) };
+    match named.find(|(_, filesystem)| *filesystem != chosen) {
+        None => Ok(chosen),
+        Some((field, other)) => {
+            let (chosen, other) = (chosen.as_str(), other.as_str());
+            let message =
+                format!("{field} is {other} and {first} is {chosen}: allowed is the same file system in both");
+            Err(Refusal::new(Code::InvalidArgument, field, message))
+        }
+    }
 }
 
 fn required_capabilities(list: &[proto::VolumeCapability]) -> Result<Vec<Capability>, Refusal> {

@@ -36,6 +36,34 @@ fn the_least_request_gets_all_defaults() {
 }
 
 #[test]
+fn all_that_name_a_file_system_name_the_same() {
+    let named = |of_capabilities: &[&str], of_parameters: Option<&str>| {
+        let mut message = create();
+        message.volume_capabilities = of_capabilities
+            .iter()
+            .map(|fs_type| proto::VolumeCapability {
+                access_type: Some(AccessType::Mount(MountVolume { fs_type: (*fs_type).into(), ..Default::default() })),
+                ..capability(1)
+            })
+            .collect();
+        let parameters = of_parameters.map(|word| ("csi.storage.k8s.io/fstype".to_owned(), word.to_owned()));
+        message.parameters = parameters.into_iter().collect();
+        CreateVolume::try_from(&message).map(|volume| volume.filesystem).map_err(|refusal| refusal.message)
+    };
+    assert_eq!(named(&["ext4"], None), Ok(Filesystem::Ext4));
+    assert_eq!(named(&["", "ext4"], Some("ext4")), Ok(Filesystem::Ext4));
+    assert_eq!(named(&[""], Some("ext4")), Ok(Filesystem::Ext4));
+    let two = named(&["", "ext4", "xfs"], None).unwrap_err();
+    assert_eq!(
+        two,
+        "volume_capabilities[2].mount.fs_type is xfs and volume_capabilities[1].mount.fs_type is ext4: \
+         allowed is the same file system in both"
+    );
+    let third = named(&["ext4"], Some("xfs")).unwrap_err();
+    assert!(third.starts_with("parameters.csi.storage.k8s.io/fstype is xfs and volume_capabilities[0]"), "{third}");
+}
+
+#[test]
 fn create_refuses_field_by_field() {
     type Change = fn(&mut proto::CreateVolumeRequest);
     let table: &[(Change, Code, &str)] = &[

@@ -22,7 +22,7 @@ const NUMBER_OF_COPIES: &str = "numberOfCopies";
 const DRIVES_PER_COPY: &str = "drivesPerCopy";
 /// Keys under this prefix are notes of the Kubernetes sidecars to themselves.
 const KUBERNETES_PREFIX: &str = "csi.storage.k8s.io/";
-const KUBERNETES_FSTYPE: &str = "csi.storage.k8s.io/fstype";
+pub(super) const KUBERNETES_FSTYPE: &str = "csi.storage.k8s.io/fstype";
 
 const KNOWN: &[&str] = &[
     REPLICA_COUNT,

@@ -56,6 +56,7 @@ fn accepted_values() {
         assert_eq!(parse(&[("topologySpread", spread.as_str())]).unwrap().topology_spread, spread);
     }
     assert_eq!(parse(&[("csi.storage.k8s.io/fstype", "xfs")]).unwrap().filesystem, Some(Filesystem::Xfs));
+    assert_eq!(parse(&[("csi.storage.k8s.io/fstype", "ext4")]).unwrap().filesystem, Some(Filesystem::Ext4));
     assert_eq!(parse(&[("csi.storage.k8s.io/fstype", "")]).unwrap().filesystem, None);
     assert_eq!(parse(&[("csi.storage.k8s.io/pvc/name", "db")]).unwrap(), VolumeParameters::default());
 }
@@ -86,8 +87,7 @@ fn refused_values_are_told_what_is_allowed() {
         ("sectorSize", "4k", "512 or 4096"),
         ("localCopy", "Preferred", "preferred, required or none"),
         ("topologySpread", "zones", "none, zone (a zone for each copy or no volume) or zonePreferred"),
-        ("csi.storage.k8s.io/fstype", "ext4", "ext4 is not available in this version"),
-        ("csi.storage.k8s.io/fstype", "zfs", "allowed is xfs"),
+        ("csi.storage.k8s.io/fstype", "zfs", "allowed is xfs or ext4"),
     ];
     for (key, value, allowed) in table {
         let message = refused(&[(key, value)]);
@@ -120,7 +120,7 @@ fn any_parameters() -> impl Strategy<Value = VolumeParameters> {
     let copies = prop_oneof![Just(LocalCopy::Preferred), Just(LocalCopy::Required), Just(LocalCopy::None)];
     let spreads =
         prop_oneof![Just(TopologySpread::None), Just(TopologySpread::Zone), Just(TopologySpread::ZonePreferred)];
-    let filesystems = prop_oneof![Just(None), Just(Some(Filesystem::Xfs))];
+    let filesystems = prop_oneof![Just(None), Just(Some(Filesystem::Xfs)), Just(Some(Filesystem::Ext4))];
     let seconds = (MISSING_SECONDS_MIN..=MISSING_SECONDS_MAX, proptest::option::of(0..=MISSING_SECONDS_MAX));
     (1..=16u8, seconds, sectors, copies, spreads, filesystems).prop_map(
         |(replica_count, (seconds, delay), sector_size, local_copy, topology_spread, filesystem)| VolumeParameters {

@@ -32,6 +32,7 @@ pub fn record(replica: u32, epoch: u64) -> EpochRecord {
         sequence: 0,
         tainted: None,
         unflushed: None,
+        content: Default::default(),
     }
 }
 

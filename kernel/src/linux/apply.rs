@@ -87,7 +87,7 @@ async fn array_or_mount(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
         Op::AddMember { volume, device } => join::add(shared, volume, &device).await,
         Op::AddBitmap { volume } => mdadm::add_bitmap(shared, volume).await,
         Op::RemoveBitmap { volume } => mdadm::remove_bitmap(shared, volume).await,
-        Op::MakeFilesystem { volume, permit } => fs::make(shared, volume, &permit).await,
+        Op::MakeFilesystem { volume, filesystem, permit } => fs::make(shared, volume, filesystem, &permit).await,
         other => shared.blocking(other.name(), move |s| through_attributes(s, &other)).await,
     }
 }
@@ -110,7 +110,7 @@ fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
         Op::HoldSync { volume, held } => pace::hold(root, *volume, *held),
         Op::SetSyncSpeed { volume, speed } => pace::set_speed(root, *volume, *speed),
         Op::StopArray { volume } => mdops::stop(root, *volume),
-        Op::Mount { volume, target, fs, options } => fs::mount(root, *volume, target, fs, options),
+        Op::Mount { volume, target, fs, options } => fs::mount(root, *volume, target, *fs, options),
         Op::BindMount { source, target, read_only } => fs::bind(root, source, target, *read_only),
         Op::Unmount { target, lazy } => fs::unmount(root, target, *lazy),
         Op::ShutdownFilesystem { volume } => fs::shut_down(root, *volume),

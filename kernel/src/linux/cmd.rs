@@ -1,4 +1,4 @@
-//! Running the few programs whose work the kernel leaves to user space: `mdadm`, `mkfs.xfs`, `modprobe`, `udevadm`.
+//! Running the few programs whose work the kernel leaves to user space: `mdadm`, `mkfs.xfs`, `mkfs.ext4`, `modprobe`, `udevadm`.
 //!
 //! The only file that starts programs. A program is looked for once, in fixed folders; it gets an empty environment, no
 //! input and a deadline, and whatever it printed is in the error. It never goes through a shell.

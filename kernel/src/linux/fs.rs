@@ -10,6 +10,7 @@ use super::mounts::{self, Mount};
 use super::root::Root;
 use super::uring::Ring;
 use super::{Shared, md};
+use crate::content::Filesystem;
 use crate::error::{KernelError, Result};
 use crate::facts::FsFact;
 use crate::id::VolumeId;
@@ -26,18 +27,29 @@ use std::time::Duration;
 
 /// Where the signatures we tell apart lie: XFS at 0, ext4 at 1080; a boot sector or LVM label is "unknown".
 const HEAD_BYTES: usize = 64 << 10;
+/// `sb_inprogress` of XFS's superblock (fs/xfs/libxfs/xfs_format.h, `struct xfs_dsb`).
+const XFS_IN_PROGRESS: usize = 126;
 const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// An attribute that no folder has: only whether the question is answered counts. `trusted`, because only root may set these.
+const NO_ATTRIBUTE: &str = "trusted.meshstor.none";
 const MKFS_DEADLINE: Duration = Duration::from_secs(55);
 /// Layers of mounts on one path that an unmount takes off; kubelet makes one, a retried bind two.
 const LAYERS_MAX: u32 = 64;
 /// Features of the oldest kernel we run on, so that a volume moves between nodes of any age (xfsprogs: mkfs/lts_*.conf).
 const XFS_FLOOR: &str = "/usr/share/xfsprogs/mkfs/lts_6.1.conf";
+/// The same for ext4, which has no such file: `none` first, so that neither the version of mkfs nor the node's
+/// /etc/mke2fs.conf adds to it.
+const EXT4_FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
+                             large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 
 // ---------------------------------------------------------------------------------------------- facts
 
-/// What lies at the start of a device, by its bytes.
+/// What lies at the start of a device, by its bytes. A file system that mkfs has not finished is none: mkfs.xfs marks its
+/// first superblock as unfinished until it is done (mkfs/xfs_mkfs.c), and mkfs.ext4 writes the one at 1024 last, behind
+/// a flush of everything else (lib/ext2fs/closefs.c).
 pub fn signature(head: &[u8]) -> Option<String> {
-    if head.starts_with(b"XFSB") {
+    let in_progress = || head.get(XFS_IN_PROGRESS).is_some_and(|byte| *byte != 0);
+    if head.starts_with(b"XFSB") && !in_progress() {
         Some("xfs".into())
     } else if head.get(1080..1082) == Some(&[0x53, 0xef]) {
         Some("ext4".into())
@@ -97,21 +109,30 @@ pub fn mount_at(root: &Root, target: &str) -> Result<Option<(MountFact, Option<S
     Ok(Some((fact, of_device.or(raw))))
 }
 
-/// Whether a mounted file system still works. XFS refuses to open anything once shut down (xfs_file.c
-/// `xfs_file_open`), ext4 says so in its options; `statfs` fails on neither, and waits on neither.
+/// Whether a mounted file system still works. `statfs` fails on none that is shut down, and waits on none. XFS refuses to
+/// open anything then (xfs_file.c `xfs_file_open`). ext4 opens its folders all the same, and says in its options what
+/// became of it since 6.14 only; but it answers no question for an attribute (xattr.c `ext4_xattr_get`).
 pub fn alive(mount: &Mount) -> bool {
     if mount.says_shut_down() || nix::sys::statfs::statfs(Path::new(&mount.target)).is_err() {
         return false;
     }
-    // Any other failure of the open is this process's problem, not the file system's.
-    !matches!(fs::File::open(&mount.target), Err(e) if e.raw_os_error() == Some(Errno::EIO as i32))
+    // Any other failure is this process's problem, not the file system's: nobody has given the folder that attribute.
+    match mount.fs.as_str() {
+        "ext4" => rustix::fs::getxattr(&mount.target, NO_ATTRIBUTE, &mut [0u8; 1]) != Err(rustix::io::Errno::IO),
+        _ => !matches!(fs::File::open(&mount.target), Err(e) if e.raw_os_error() == Some(Errno::EIO as i32)),
+    }
 }
 
 // --------------------------------------------------------------------------------------------- format
 
-/// Makes an XFS. Refused while mounted, and on anything but zeroes unless the record says a first attempt of ours was
-/// never handed out.
-pub(super) async fn make(shared: &Arc<Shared>, volume: VolumeId, permit: &FormatPermit) -> Result<Changed> {
+/// Makes a file system. Refused while mounted, and on anything but zeroes unless the record says a first attempt of ours
+/// was never handed out.
+pub(super) async fn make(
+    shared: &Arc<Shared>,
+    volume: VolumeId,
+    filesystem: Filesystem,
+    permit: &FormatPermit,
+) -> Result<Changed> {
     let op = format!("make-filesystem {}", volume.short());
     let device = shared.look(&op, move |shared| unmounted(&shared.root, volume)).await?;
     let found = read_signature(&shared.ring, &device).await?;
@@ -119,8 +140,11 @@ pub(super) async fn make(shared: &Arc<Shared>, volume: VolumeId, permit: &Format
     if let (Some(found), false) = (&found, again) {
         return Err(KernelError::refuse(op, device, format!("{found} content where the members were blank")));
     }
-    let list = mkfs_args(&device, again, Path::new(XFS_FLOOR).is_file());
-    shared.tools.run("mkfs.xfs", &list, MKFS_DEADLINE).await?;
+    let (program, list) = match filesystem {
+        Filesystem::Xfs => ("mkfs.xfs", mkfs_xfs(&device, again, Path::new(XFS_FLOOR).is_file())),
+        Filesystem::Ext4 => ("mkfs.ext4", mkfs_ext4(&device, again)),
+    };
+    shared.tools.run(program, &list, MKFS_DEADLINE).await?;
     Ok(Changed::Yes)
 }
 
@@ -138,7 +162,7 @@ fn unmounted(root: &Root, volume: VolumeId) -> Result<String> {
 
 /// `-K`: the members were zeroed when their partitions were made; a second discard costs minutes on large drives.
 /// Sector and block size follow the device. `-f` only where a half-made file system of ours may lie.
-fn mkfs_args(device: &str, force: bool, floor: bool) -> Vec<String> {
+fn mkfs_xfs(device: &str, force: bool, floor: bool) -> Vec<String> {
     let mut list = args(&["-q", "-K"]);
     if floor {
         list.extend(["-c".into(), format!("options={XFS_FLOOR}")]);
@@ -150,10 +174,21 @@ fn mkfs_args(device: &str, force: bool, floor: bool) -> Vec<String> {
     list
 }
 
+/// Why each of these: docs/adr/0013-ext4-defaults.md. `-F` as above.
+fn mkfs_ext4(device: &str, force: bool) -> Vec<String> {
+    let mut list = args(&["-q", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-e", "remount-ro"]);
+    list.extend(args(&["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0", "-O", EXT4_FEATURES]));
+    if force {
+        list.push("-F".into());
+    }
+    list.push(device.into());
+    list
+}
+
 // ---------------------------------------------------------------------------------------------- mount
 
 /// Mounts the volume's file system. Blocking.
-pub fn mount(root: &Root, volume: VolumeId, target: &str, fs: &str, options: &str) -> Result<Changed> {
+pub fn mount(root: &Root, volume: VolumeId, target: &str, fs: Filesystem, options: &str) -> Result<Changed> {
     let op = format!("mount {} at {target}", volume.short());
     let name =
         md::find(root, volume).ok_or_else(|| KernelError::refuse(&op, volume.short(), "the volume has no array"))?;
@@ -168,7 +203,11 @@ pub fn mount(root: &Root, volume: VolumeId, target: &str, fs: &str, options: &st
     fs::create_dir_all(target).map_err(|e| KernelError::io(format!("{op}: mkdir"), target, &e))?;
     let (flags, data) = split_options(options);
     let device = attr::show(&root.dev.join(name));
-    system(&op, target, nix::mount::mount(Some(device.as_str()), target, Some(fs), flags, Some(data.as_str())))?;
+    system(
+        &op,
+        target,
+        nix::mount::mount(Some(device.as_str()), target, Some(fs.as_str()), flags, Some(data.as_str())),
+    )?;
     Ok(Changed::Yes)
 }
 
@@ -293,6 +332,9 @@ mod tests {
         assert_eq!(signature(&head).as_deref(), Some("ext4"));
         head[..4].copy_from_slice(b"XFSB");
         assert_eq!(signature(&head).as_deref(), Some("xfs"));
+        head[1080..1082].fill(0);
+        head[XFS_IN_PROGRESS] = 1;
+        assert_eq!(signature(&head).as_deref(), Some("unknown"), "mkfs has not finished it");
     }
 
     #[test]
@@ -305,9 +347,42 @@ mod tests {
 
     #[test]
     fn only_a_redo_is_forced() {
-        assert_eq!(mkfs_args("/dev/md1000", false, false), ["-q", "-K", "/dev/md1000"]);
-        let redo = mkfs_args("/dev/md1000", true, true);
+        assert_eq!(mkfs_xfs("/dev/md1000", false, false), ["-q", "-K", "/dev/md1000"]);
+        let redo = mkfs_xfs("/dev/md1000", true, true);
         assert!(redo.contains(&"-f".to_string()) && redo.contains(&format!("options={XFS_FLOOR}")));
+        assert!(!mkfs_ext4("/dev/md1000", false).contains(&"-F".to_string()));
+        assert!(mkfs_ext4("/dev/md1000", true).contains(&"-F".to_string()));
+    }
+
+    /// The tool itself, where this machine has it: the arguments are understood, what is made is told by its bytes, and
+    /// its features are ours alone.
+    #[test]
+    fn what_mkfs_ext4_makes_is_told_by_its_bytes_and_has_no_feature_of_its_own() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(300 << 20).unwrap();
+        let path = image.path().to_str().unwrap();
+        let tool = std::process::Command::new("/usr/sbin/mkfs.ext4").args(mkfs_ext4(path, true)).output();
+        let Ok(output) = tool else { return };
+        assert!(output.status.success(), "{output:?}");
+        let bytes = fs::read(path).unwrap();
+        assert_eq!(signature(&bytes[..HEAD_BYTES]).as_deref(), Some("ext4"));
+        // s_feature_compat, _incompat, _ro_compat at 0x5c of the superblock (fs/ext4/ext4.h).
+        let word = |at: usize| u32::from_le_bytes(bytes[1024 + at..1028 + at].try_into().unwrap());
+        assert_eq!([word(0x5c), word(0x60), word(0x64)], [0x3c, 0x2c2, 0x46b]);
+        assert_eq!(word(0x18), 2, "blocks of 4096 bytes");
+    }
+
+    #[test]
+    fn only_an_ext4_that_went_read_only_by_itself_is_dead_for_that() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |fs: &str, options: &str, super_options: &str| {
+            let target = temp.path().display();
+            let line = format!("9 1 9:1000 / {target} {options} - {fs} /dev/md1000 {super_options}");
+            alive(&mounts::parse(&line)[0])
+        };
+        assert!(at("ext4", "rw", "rw") && at("ext4", "ro", "ro") && at("ext4", "ro", "rw"));
+        assert!(!at("ext4", "rw", "ro") && !at("ext4", "rw", "rw,shutdown"));
+        assert!(at("xfs", "rw", "rw"));
     }
 
     #[test]

@@ -34,9 +34,11 @@ impl Mount {
         has_option(&self.options, "ro") || has_option(&self.super_options, "ro")
     }
 
-    /// Whether the file system says of itself that it is shut down (ext4 since 6.14, super.c `_ext4_show_options`).
+    /// Whether the file system says of itself that it is shut down (ext4 since 6.14, super.c `_ext4_show_options`), or has
+    /// turned read-only by itself after an error (ext4 before that: its own flag changes, that of the mount does not).
     pub fn says_shut_down(&self) -> bool {
-        has_option(&self.super_options, "shutdown") || has_option(&self.super_options, "emergency_ro")
+        let turned = self.fs == "ext4" && has_option(&self.super_options, "ro") && !has_option(&self.options, "ro");
+        turned || has_option(&self.super_options, "shutdown") || has_option(&self.super_options, "emergency_ro")
     }
 }
 

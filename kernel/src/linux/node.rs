@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Modules without which nothing works, by the folder that shows them loaded.
 const MODULES: [&str; 6] = ["nvmet", "nvmet_tcp", "nvme_tcp", "md_mod", "raid1", "xfs"];
+/// Needed by ext4 volumes only.
+const MODULE_EXT4: &str = "ext4";
 const MODULES_RDMA: [&str; 2] = ["nvmet_rdma", "nvme_rdma"];
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Reconnects that are refused give up since 6.12 only on a definite refusal, which is what the protocol counts on.
@@ -25,7 +27,7 @@ const KERNEL_BEST: (u32, u32) = (6, 12);
 
 /// Loads modules and mounts configfs. Nothing here is fatal: the checks tell what is still missing.
 pub async fn prepare(root: &Root, tools: &Tools) {
-    for module in MODULES.iter().chain(&MODULES_RDMA) {
+    for module in MODULES.iter().chain(&MODULES_RDMA).chain([&MODULE_EXT4]) {
         if root.sys.join("module").join(module).is_dir() {
             continue;
         }
@@ -48,7 +50,7 @@ pub async fn observe(root: &Root, ring: &Ring, tools: &Tools, name: &NodeName) -
     let boot = attr::read(&boot).map_err(|e| KernelError::io("read boot id", attr::show(&boot), &e))?;
     let kernel = attr::read_opt(&root.proc.join("sys/kernel/osrelease")).unwrap_or_default();
     let mut checks = checks(root, ring.engine(), &kernel);
-    for program in ["mdadm", "mkfs.xfs"] {
+    for program in ["mdadm", "mkfs.xfs", "mkfs.ext4"] {
         checks.insert(program.to_string(), program_check(tools, program).await);
     }
     let rule_root = root.clone();
@@ -93,6 +95,9 @@ fn checks(root: &Root, engine: Engine, kernel: &str) -> BTreeMap<String, Check> 
     for module in MODULES {
         checks.insert(format!("module-{}", module.replace('_', "-")), required_module(root, module));
     }
+    let ext4 = loaded(root, MODULE_EXT4);
+    let words = if ext4 { "loaded" } else { "ext4 is not loaded and could not be: volumes with XFS work" };
+    checks.insert("module-ext4".into(), optional(ext4, words.into()));
     let rdma = MODULES_RDMA.iter().all(|module| loaded(root, module));
     let words = if rdma { "nvmet-rdma and nvme-rdma are loaded" } else { "no RDMA: exports use TCP only" };
     checks.insert("rdma".into(), optional(rdma, words.into()));
@@ -106,7 +111,7 @@ fn loaded(root: &Root, module: &str) -> bool {
 
 fn built_in(root: &Root, module: &str) -> bool {
     match module {
-        "xfs" => attr::read_opt(&root.proc.join("filesystems")).is_some_and(|text| text.contains("xfs")),
+        "xfs" | "ext4" => attr::read_opt(&root.proc.join("filesystems")).is_some_and(|text| text.contains(module)),
         "raid1" => attr::read_opt(&root.proc.join("mdstat")).is_some_and(|text| text.contains("[raid1]")),
         "nvmet" => root.configfs.join("nvmet").is_dir(),
         _ => false,
@@ -173,14 +178,18 @@ fn fabrics_check(root: &Root) -> Check {
 
 async fn program_check(tools: &Tools, program: &str) -> Check {
     let Some(path) = tools.path(program) else {
-        return required(false, format!("{program} is not installed"));
+        return match program {
+            "mkfs.ext4" => optional(false, "mkfs.ext4 is not installed: volumes with XFS work".into()),
+            _ => required(false, format!("{program} is not installed")),
+        };
     };
     // mdadm prints its version to standard error, so success alone is asked for.
     let version = match program {
         "mkfs.xfs" => tools.version(program, "-V", DEADLINE).await,
         _ => String::new(),
     };
-    required(true, format!("{} {}", path.display(), version).trim_end().to_string())
+    let message = format!("{} {}", path.display(), version).trim_end().to_string();
+    Check { ok: true, required: program != "mkfs.ext4", message }
 }
 
 #[cfg(test)]

@@ -84,8 +84,6 @@ pub struct Config {
     pub rdma: bool,
     /// Create real directories for mount targets, so that CSI clients on this machine see a path.
     pub materialize_mounts: bool,
-    /// File system type that `MakeFilesystem` makes: the operation does not name one.
-    pub default_filesystem: String,
     /// Lines of trace and entries of write history kept; older ones are dropped.
     pub trace_limit: usize,
     /// Odds of the seeded faults.
@@ -114,7 +112,6 @@ impl Default for Config {
             evidence_grace: Duration::from_secs(2),
             rdma: false,
             materialize_mounts: false,
-            default_filesystem: "xfs".into(),
             trace_limit: 200_000,
             rates: FaultRates::default(),
         }

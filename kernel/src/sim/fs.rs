@@ -9,6 +9,7 @@ use super::laws::Law;
 use super::md::io::Ask;
 use super::state::State;
 use crate::MountFact;
+use crate::content::Filesystem;
 use crate::error::KernelError;
 use crate::facts::FsFact;
 use crate::id::VolumeId;
@@ -21,7 +22,12 @@ const MARK: u64 = 0;
 const LOG: u64 = 1;
 const HALF_MADE: u64 = 2;
 /// Marks of the file systems: far from the tags that workloads use.
-const MARKS: [(&str, u64); 2] = [("xfs", 0x5846_5342_0000_0001), ("ext4", 0xef53_0000_0000_0001)];
+const fn mark_of(filesystem: Filesystem) -> u64 {
+    match filesystem {
+        Filesystem::Xfs => 0x5846_5342_0000_0001,
+        Filesystem::Ext4 => 0xef53_0000_0000_0001,
+    }
+}
 
 /// A mounted file system: one for all mount points of the array.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,12 +80,8 @@ impl JobIo {
 }
 
 fn kind_of(mark: u64) -> Option<String> {
-    let known = MARKS.iter().find(|(_, m)| *m == mark).map(|(kind, _)| (*kind).to_string());
+    let known = Filesystem::ALL.into_iter().find(|f| mark_of(*f) == mark).map(|f| f.to_string());
     if mark == 0 { None } else { known.or(Some("unknown".into())) }
-}
-
-fn mark_of(kind: &str) -> u64 {
-    MARKS.iter().find(|(k, _)| *k == kind).map_or(MARKS[0].1, |(_, mark)| *mark)
 }
 
 impl State {
@@ -180,7 +182,7 @@ impl State {
         &mut self,
         node: usize,
         op: &Op,
-        volume: VolumeId,
+        (volume, filesystem): (VolumeId, Filesystem),
         permit: &FormatPermit,
         job: u64,
         half: bool,
@@ -190,9 +192,8 @@ impl State {
         if !begun && let Some(step) = self.refuse_format(node, op, array, permit) {
             return step;
         }
-        let kind = self.config.default_filesystem.clone();
         let first = if half { HALF_MADE } else { MARK };
-        match self.job_io(job, 0, array, Ask::Write { block: first, tag: mark_of(&kind) }) {
+        match self.job_io(job, 0, array, Ask::Write { block: first, tag: mark_of(filesystem) }) {
             JobIo::Waits => Step::Wait,
             JobIo::Failed => Step::fail(errno(op, volume.to_string(), errno::EIO)),
             _ if half => Step::fail(KernelError::retry(op.name(), volume.to_string(), "half made")),
@@ -255,7 +256,7 @@ impl State {
         match self.job_io(job, 0, array, Ask::Read { block: MARK }) {
             JobIo::Waits => return Step::Wait,
             JobIo::Failed => return Step::fail(errno(op, target, errno::EIO)),
-            JobIo::Ended(mark) if kind_of(mark).as_deref() != Some(fs) => {
+            JobIo::Ended(mark) if kind_of(mark).as_deref() != Some(fs.as_str()) => {
                 return Step::fail(errno(op, target, errno::EINVAL));
             }
             JobIo::Ended(_) | JobIo::Behind => {}
@@ -268,7 +269,7 @@ impl State {
             }
         }
         let Some(a) = self.arrays.get_mut(&array) else { return Step::fail(errno(op, target, errno::ENODEV)) };
-        a.fs.get_or_insert(Instance { kind: fs.clone(), alive: true });
+        a.fs.get_or_insert(Instance { kind: fs.to_string(), alive: true });
         let source = format!("/dev/{}", a.name);
         self.materialize(target, false);
         let mount = Mount { array, source, read_only, raw: false, order: self.id() };

@@ -204,7 +204,9 @@ impl State {
             Op::SetSyncSpeed { volume, speed } => self.op_sync_speed(node, &op, *volume, *speed),
             Op::StopArray { volume } => self.op_stop(node, &op, *volume, id),
             Op::StopForeignArray { name } => self.op_stop_foreign(node, &op, name),
-            Op::MakeFilesystem { volume, permit } => self.op_mkfs(node, &op, *volume, permit, id, half),
+            Op::MakeFilesystem { volume, filesystem, permit } => {
+                self.op_mkfs(node, &op, (*volume, *filesystem), permit, id, half)
+            }
             Op::Mount { .. } => self.op_mount(node, &op, id),
             Op::BindMount { .. } => self.op_bind(node, &op),
             Op::Unmount { target, lazy } => self.op_unmount(node, &op, target, *lazy, id),

@@ -37,6 +37,7 @@ fn record(epoch: u64, generation: u64) -> EpochRecord {
         sequence: 0,
         tainted: None,
         unflushed: None,
+        content: Default::default(),
     }
 }
 

@@ -25,6 +25,7 @@ fn record(sequence: u64) -> EpochRecord {
         sequence,
         tainted: None,
         unflushed: None,
+        content: Default::default(),
     }
 }
 

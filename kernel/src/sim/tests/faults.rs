@@ -1,6 +1,7 @@
 //! What each fault means: links, power, freezing, drives, operations, hints.
 
 use super::lab::*;
+use crate::content::Filesystem;
 use crate::facts::*;
 use crate::hint::Hint;
 use crate::ops::*;
@@ -64,7 +65,11 @@ async fn rdma_fails_over_to_tcp_without_a_stall() {
     let members = vec![lab.blank("a", &lab.head("a", key).await).await];
     lab.yes("a", Op::CreateArray { volume: lab.volume, members: members.clone(), local: 1, component_bytes: SIZE })
         .await;
-    lab.yes("a", Op::MakeFilesystem { volume: lab.volume, permit: FormatPermit::Blank(members) }).await;
+    lab.yes(
+        "a",
+        Op::MakeFilesystem { volume: lab.volume, filesystem: Filesystem::Xfs, permit: FormatPermit::Blank(members) },
+    )
+    .await;
     lab.mount("a").await;
     lab.world.cut_transport("a", "b", Transport::Rdma);
     tokio::time::timeout(secs(6), lab.write("a", 1, 1)).await.unwrap();

@@ -1,6 +1,7 @@
 //! Each operation asked for twice: the second time nothing changes.
 
 use super::lab::*;
+use crate::content::Filesystem;
 use crate::facts::*;
 use crate::ops::*;
 use std::collections::BTreeSet;
@@ -125,7 +126,7 @@ async fn file_system_operations() {
     let local = lab.local("a").await;
     let members = vec![lab.blank("a", &local).await];
     lab.yes("a", Op::CreateArray { volume, members: members.clone(), local: 1, component_bytes: SIZE }).await;
-    let format = Op::MakeFilesystem { volume, permit: FormatPermit::Blank(members) };
+    let format = Op::MakeFilesystem { volume, filesystem: Filesystem::Xfs, permit: FormatPermit::Blank(members) };
     lab.yes("a", format.clone()).await;
     // Never twice, not even by repetition (P4).
     assert_eq!(lab.apply("a", format).await.expect_err("content").class, crate::Class::Refuse);

@@ -1,5 +1,6 @@
 //! Hands for the tests: a small cluster and the operations an agent would choose, one call each.
 
+use crate::content::Filesystem;
 use crate::facts::*;
 use crate::id::*;
 use crate::ops::*;
@@ -81,6 +82,7 @@ impl Lab {
             sequence: 0,
             tainted: None,
             unflushed: None,
+            content: Default::default(),
         }
     }
 
@@ -160,12 +162,20 @@ impl Lab {
         // A new array runs at once: there is nothing to compare and nothing to merge.
         assert_eq!(self.apply("a", Op::ActivateArray { volume: self.volume }).await, Ok(Changed::No));
         assert_eq!(self.apply("a", Op::ReleaseSync { volume: self.volume }).await, Ok(Changed::No));
-        self.yes("a", Op::MakeFilesystem { volume: self.volume, permit: FormatPermit::Blank(members) }).await;
+        self.yes(
+            "a",
+            Op::MakeFilesystem {
+                volume: self.volume,
+                filesystem: Filesystem::Xfs,
+                permit: FormatPermit::Blank(members),
+            },
+        )
+        .await;
         self.mount("a").await;
     }
 
     pub fn mount_op(&self) -> Op {
-        Op::Mount { volume: self.volume, target: "/stage".into(), fs: "xfs".into(), options: String::new() }
+        Op::Mount { volume: self.volume, target: "/stage".into(), fs: Filesystem::Xfs, options: String::new() }
     }
 
     pub async fn mount(&self, node: &str) {

@@ -1,6 +1,7 @@
 //! Each law catches what it forbids.
 
 use super::lab::*;
+use crate::content::Filesystem;
 use crate::facts::*;
 use crate::id::*;
 use crate::ops::*;
@@ -63,7 +64,8 @@ async fn creating_and_formatting_over_data() {
     let local = lab.local("a").await;
     let members = vec![lab.blank("a", &local).await];
     let create = Op::CreateArray { volume: lab.volume, members: members.clone(), local: 1, component_bytes: SIZE };
-    let format = Op::MakeFilesystem { volume: lab.volume, permit: FormatPermit::Blank(members) };
+    let format =
+        Op::MakeFilesystem { volume: lab.volume, filesystem: Filesystem::Xfs, permit: FormatPermit::Blank(members) };
     lab.yes("a", create.clone()).await;
     lab.yes("a", format.clone()).await;
     lab.mount("a").await;
@@ -72,7 +74,7 @@ async fn creating_and_formatting_over_data() {
     // The proofs are old; both would destroy.
     refused(&lab, "a", format).await;
     let redo = FormatPermit::StartedNotDone { record_of: uuid::Uuid::nil() };
-    refused(&lab, "a", Op::MakeFilesystem { volume: lab.volume, permit: redo }).await;
+    refused(&lab, "a", Op::MakeFilesystem { volume: lab.volume, filesystem: Filesystem::Xfs, permit: redo }).await;
     lab.yes("a", Op::StopArray { volume: lab.volume }).await;
     refused(&lab, "a", create).await;
     assert_eq!(laws(&lab), vec![Law::FormatOverData, Law::FormatOverData, Law::CreateOverData]);

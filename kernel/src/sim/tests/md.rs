@@ -2,6 +2,7 @@
 
 use super::lab::*;
 use crate::facts::OtherCopyInSync;
+use crate::content::Filesystem;
 use crate::ops::*;
 use crate::sim::IoError;
 use std::collections::BTreeSet;
@@ -267,7 +268,8 @@ async fn safe_mode_goes_clean_and_back_without_raising_events() {
     let local = lab.local("a").await;
     let members = vec![lab.blank("a", &local).await];
     lab.yes("a", Op::CreateArray { volume, members: members.clone(), local: 1, component_bytes: SIZE }).await;
-    lab.yes("a", Op::MakeFilesystem { volume, permit: FormatPermit::Blank(members) }).await;
+    lab.yes("a", Op::MakeFilesystem { volume, filesystem: Filesystem::Xfs, permit: FormatPermit::Blank(members) })
+        .await;
     lab.yes("a", Op::StopArray { volume }).await;
     // MD's own policy, as an assembly leaves it.
     lab.yes("a", Op::AssembleArray { volume, members: vec![local] }).await;

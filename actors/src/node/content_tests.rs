@@ -1,0 +1,63 @@
+//! Volumes of every content a volume can have, through a whole node agent.
+
+use super::rig::{Rig, mounted};
+use crate::testing::paused;
+use tonic::Code;
+
+const POD: &str = "/var/lib/kubelet/pods/1/volumes/mount";
+
+#[test]
+fn an_ext4_volume_is_made_once_and_mounted_wherever_it_goes() {
+    paused(async {
+        let (rig, epoch) = Rig::staged_as(&["a", "b"], "ext4", mounted("ext4")).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        rig.world.write("a", rig.volume, 5000, 42).await.unwrap();
+        rig.unpublish("a", POD).await.unwrap();
+        rig.unstage("a", 60).await.unwrap();
+        rig.attach(None).await;
+        let epoch = rig.attach(Some("b")).await;
+        rig.stage("b", epoch, 60).await.unwrap();
+        assert_eq!(rig.world.read("b", rig.volume, 5000).await.unwrap(), 42);
+        let done = |node: &str, op: &str| rig.ops(node).iter().filter(|line| line.contains(op)).count();
+        let made = done("a", "make-filesystem") + done("b", "make-filesystem");
+        assert_eq!((made, done("b", " ext4 at ")), (1, 1), "{:#?}", rig.world.trace());
+        let kept = rig.world.kernel("b").partition(rig.key(0)).await.unwrap();
+        assert!(kept.is_none(), "r0 is on a");
+        let kept = rig.world.kernel("a").partition(rig.key(0)).await.unwrap().unwrap().record.unwrap();
+        assert_eq!(kept.content.as_str(), "ext4", "the drive says it too");
+        assert_eq!(rig.world.violations(), []);
+    });
+}
+
+#[test]
+fn a_deposed_ext4_volume_is_shut_down_before_it_is_let_go() {
+    paused(async {
+        let (rig, epoch) = Rig::staged_as(&["a", "b"], "ext4", mounted("ext4")).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        rig.attach(None).await;
+        rig.until("let go", 60.0, async || rig.world.kernel("a").array(rig.volume).await.unwrap().is_none()).await;
+        let ops = rig.ops("a");
+        let at = |op: &str| ops.iter().position(|line| line.contains(op));
+        assert!(at("shutdown-filesystem").is_some() && at("shutdown-filesystem") < at("abandon"), "{ops:#?}");
+        assert_eq!(rig.world.violations(), []);
+    });
+}
+
+#[test]
+fn a_stage_that_names_another_file_system_is_refused_and_formats_nothing() {
+    paused(async {
+        for (made, asked) in [("xfs", "ext4"), ("ext4", "xfs")] {
+            let (mut rig, epoch) = Rig::staged_as(&["a", "b"], made, mounted(made)).await;
+            rig.unstage("a", 60).await.unwrap();
+            let before = rig.ops("a").len();
+            rig.capability = mounted(asked);
+            let refused = rig.stage("a", epoch, 60).await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            let sentence = format!("volume_capability.mount.fs_type is {asked}: the volume was made for {made}");
+            assert_eq!(refused.message(), sentence);
+            assert_eq!(rig.ops("a").len(), before);
+            rig.capability = mounted("");
+            rig.stage("a", epoch, 60).await.unwrap();
+        }
+    });
+}
