@@ -11,8 +11,10 @@ use meshstor_kernel::facts::{BlankData, FsFact};
 use meshstor_kernel::id::VolumeId;
 use meshstor_kernel::ops::{FormatPermit, Op};
 
-/// Mount options of every volume. `noatime`: reads must not write through the fabric.
-pub const MOUNT_OPTIONS: &str = "noatime";
+/// How every volume is mounted, unless it was asked for otherwise: reads must not write through the fabric.
+const MOUNT_OPTIONS: &str = "noatime";
+/// Who asks for one of these does not want that.
+const TIMES: [&str; 4] = ["noatime", "atime", "relatime", "strictatime"];
 
 /// The machine of one volume's file system on its consumer.
 pub struct Stage;
@@ -24,6 +26,8 @@ pub struct StageWish {
     pub volume: VolumeId,
     /// Where to mount it; `None`: be mounted nowhere.
     pub target: Option<String>,
+    /// Options of the mount that were asked for. Whoever finds a mount in the kernel knows none, and changes none of it.
+    pub options: Vec<String>,
 }
 
 /// What was observed.
@@ -75,11 +79,11 @@ impl Machine for Stage {
             RecordLook::Missing => return waiting(Reason::VolumeMissing),
             RecordLook::Unreachable => return waiting(Reason::ApiUnreachable),
         };
-        format_or_mount(record, target, look)
+        format_or_mount(record, wish, target, look)
     }
 }
 
-fn format_or_mount(record: &VolumeRecord, target: &str, look: &StageLook) -> Plan<StageReport> {
+fn format_or_mount(record: &VolumeRecord, wish: &StageWish, target: &str, look: &StageLook) -> Plan<StageReport> {
     let volume = record.volume;
     let recorded = |change| Plan::step(RecordOp { expect: record.expect(), change }, StageReport::default());
     let found = look.fs.signature.as_deref();
@@ -103,14 +107,22 @@ fn format_or_mount(record: &VolumeRecord, target: &str, look: &StageLook) -> Pla
             }
             Err(_) => waiting(Reason::RecordLost { what: format!("metadata.uid {:?} is no uuid", record.uid) }),
         },
-        (FormatRecord::Done, _) if whole => {
-            step(Op::Mount { volume, target: target.to_string(), fs: filesystem, options: MOUNT_OPTIONS.to_string() })
-        }
+        (FormatRecord::Done, _) if whole => step(Op::Mount {
+            volume,
+            target: target.to_string(),
+            fs: filesystem,
+            options: mount_options(&wish.options),
+        }),
         (FormatRecord::Done, found) => {
             let what = format!("expected {filesystem}, found {}", found.unwrap_or("zeros"));
             waiting(Reason::DataMissing { what })
         }
     }
+}
+
+fn mount_options(asked: &[String]) -> String {
+    let ours = Some(MOUNT_OPTIONS).filter(|_| !asked.iter().any(|option| TIMES.contains(&option.as_str())));
+    ours.into_iter().chain(asked.iter().map(String::as_str)).collect::<Vec<_>>().join(",")
 }
 
 /// Every mount of the volume goes, the pods' binds included: whoever asks for this has unpublished them.

@@ -48,7 +48,7 @@ fn look(format: FormatRecord, signature: Option<&str>, blank: bool) -> StageLook
 }
 
 fn name(look: &StageLook) -> String {
-    let wish = StageWish { volume: volume(), target: Some(TARGET.into()) };
+    let wish = StageWish { volume: volume(), target: Some(TARGET.into()), options: vec![] };
     let plan = Stage::plan(Some(&wish), look);
     match (&plan.next, &plan.status.reason) {
         (Some(step), _) => step.name().to_string(),
@@ -80,7 +80,7 @@ fn the_file_system_that_the_record_names_is_made_and_mounted() {
     for (filesystem, made) in [("xfs", false), ("ext4", true)] {
         let at = |look| if made { ext4(look) } else { look };
         let step = |look| {
-            let wish = StageWish { volume: volume(), target: Some(TARGET.into()) };
+            let wish = StageWish { volume: volume(), target: Some(TARGET.into()), options: vec![] };
             Stage::plan(Some(&wish), &at(look)).next
         };
         let made = step(look(FormatRecord::Started, None, true));
@@ -117,7 +117,7 @@ fn what_carries_data_is_never_formatted() {
 #[test]
 fn a_half_made_file_system_that_nobody_got_is_made_again() {
     let plan = Stage::plan(
-        Some(&StageWish { volume: volume(), target: Some(TARGET.into()) }),
+        Some(&StageWish { volume: volume(), target: Some(TARGET.into()), options: vec![] }),
         &look(FormatRecord::Started, Some("unknown"), false),
     );
     let Some(Step::Kernel(Op::MakeFilesystem { permit, .. })) = plan.next else { panic!() };
@@ -135,6 +135,22 @@ fn nothing_happens_without_an_active_array_or_a_record() {
 }
 
 #[test]
+fn what_was_asked_for_reaches_the_mount_beside_what_we_want() {
+    let options = |asked: &[&str]| {
+        let asked = asked.iter().map(|option| (*option).to_string()).collect();
+        let wish = StageWish { volume: volume(), target: Some(TARGET.into()), options: asked };
+        match Stage::plan(Some(&wish), &look(FormatRecord::Done, Some("xfs"), false)).next {
+            Some(Step::Kernel(Op::Mount { options, .. })) => options,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(options(&[]), "noatime");
+    assert_eq!(options(&["nosuid", "ro"]), "noatime,nosuid,ro");
+    assert_eq!(options(&["noatime", "nodev"]), "noatime,nodev");
+    assert_eq!(options(&["logbufs=8", "relatime"]), "logbufs=8,relatime");
+}
+
+#[test]
 fn a_dead_mount_is_replaced() {
     let mut at = look(FormatRecord::Done, Some("xfs"), false);
     at.fs.mounts.insert(TARGET.into(), false);
@@ -145,7 +161,7 @@ fn a_dead_mount_is_replaced() {
 fn unstaging_unmounts_everything_of_the_volume() {
     let mut at = look(FormatRecord::Done, Some("xfs"), false);
     at.fs.mounts.insert(TARGET.into(), true);
-    let wish = StageWish { volume: volume(), target: None };
+    let wish = StageWish { volume: volume(), target: None, options: vec![] };
     assert_eq!(Stage::plan(Some(&wish), &at).next.unwrap().name(), "unmount");
     at.fs.mounts.clear();
     assert!(Stage::plan(Some(&wish), &at).status.ready);

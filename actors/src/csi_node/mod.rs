@@ -202,7 +202,12 @@ impl Node for NodeService {
     ) -> Result<Response<proto::NodePublishVolumeResponse>, Status> {
         let request = NodePublishVolume::try_from(message.get_ref())?;
         note_volume(&request.volume_id);
-        let (key, wanted) = (format!("publish {}", request.target_path.display()), request.clone());
+        // Two pods that want the same volume alone wait for each other.
+        let key = match request.capability.mode.is_exclusive() {
+            true => format!("publish {}", request.volume_id),
+            false => format!("publish {}", request.target_path.display()),
+        };
+        let wanted = request.clone();
         self.run(key, "NodePublishVolume", &request, hold_for(&message), |inner, key| async move {
             publish::publish(&inner, &key, &wanted).await
         })

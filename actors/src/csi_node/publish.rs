@@ -15,6 +15,8 @@ use tonic::Status;
 pub(super) async fn publish(inner: &Inner, key: &str, request: &NodePublishVolume) -> Result<(), Status> {
     let source = text(&request.staging_target_path)?;
     let target = text(&request.target_path)?;
+    let (read_only, alone) = (request.readonly, request.capability.mode.is_exclusive());
+    let wish = |volume| BindVolume { volume, source: source.clone(), target: target.clone(), read_only, alone };
     // Twice: the staging mount may die between the look and the bind.
     for _ in 0..2 {
         let mounted = inner.mounted(&request.staging_target_path).await?;
@@ -22,9 +24,7 @@ pub(super) async fn publish(inner: &Inner, key: &str, request: &NodePublishVolum
             stage::stage(inner, key, &stage_again(request)).await?;
             continue;
         };
-        let (source, target) = (source.clone(), target.clone());
-        let wish = BindVolume { volume: mounted.volume, source, target, read_only: request.readonly };
-        let answer: Result<Bound, Failure> = inner.ask(wish).await?;
+        let answer: Result<Bound, Failure> = inner.ask(wish(mounted.volume)).await?;
         match answer.map_err(|failure| csi_codes::status(&failure))? {
             Bound::Done => return Ok(()),
             Bound::NotStaged => stage::stage(inner, key, &stage_again(request)).await?,
@@ -32,20 +32,29 @@ pub(super) async fn publish(inner: &Inner, key: &str, request: &NodePublishVolum
                 let path = request.target_path.display();
                 return Err(Status::failed_precondition(format!("{path} is taken: {by} is mounted there")));
             }
+            Bound::Elsewhere(at) => return Err(not_alone(request, &at)),
         }
     }
     // After a stage that succeeded: once more, for the answer.
     let Some(mounted) = inner.mounted(&request.staging_target_path).await?.filter(|mounted| mounted.alive) else {
         return Err(Status::unavailable(format!("{}: its staging mount keeps failing; ask again", request.volume_id)));
     };
-    let wish = BindVolume { volume: mounted.volume, source, target, read_only: request.readonly };
-    let answer: Result<Bound, Failure> = inner.ask(wish).await?;
+    let answer: Result<Bound, Failure> = inner.ask(wish(mounted.volume)).await?;
     match answer.map_err(|failure| csi_codes::status(&failure))? {
         Bound::Done => Ok(()),
+        Bound::Elsewhere(at) => Err(not_alone(request, &at)),
         Bound::NotStaged | Bound::Occupied(_) => {
             Err(Status::unavailable(format!("{}: its mounts keep changing; ask again", request.volume_id)))
         }
     }
+}
+
+/// The code that the CSI specification has for a second place of a volume with one writer.
+fn not_alone(request: &NodePublishVolume, at: &str) -> Status {
+    let volume = &request.volume_id;
+    Status::failed_precondition(format!(
+        "{volume} is published at {at}: its access mode is SINGLE_NODE_SINGLE_WRITER, allowed is one place at a time"
+    ))
 }
 
 fn stage_again(request: &NodePublishVolume) -> NodeStageVolume {

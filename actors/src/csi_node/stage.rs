@@ -28,7 +28,8 @@ const FINAL_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn stage(inner: &Inner, key: &str, request: &NodeStageVolume) -> Result<(), Status> {
     let target = text(&request.staging_target_path)?;
     let Some(volume) = identify(inner, key, request).await? else { return Ok(()) };
-    let wish = StageVolume { name: request.volume_id.clone(), volume, target: target.clone() };
+    let options = request.capability.mount_flags.clone();
+    let wish = StageVolume { name: request.volume_id.clone(), volume, target: target.clone(), options };
     let staging = inner.ask(wish).await?;
     let mut view = staging.view;
     let wish = view.borrow().wish;

@@ -2,7 +2,7 @@
 //!
 //! No actor keeps these: a bind mount belongs to a pod, and kubelet asks again until it is as it should be.
 
-use super::messages::{Bound, Mounted};
+use super::messages::{BindVolume, Bound, Mounted};
 use crate::env::Env;
 use crate::events::Audit;
 use crate::failure::Failure;
@@ -13,18 +13,21 @@ use meshstor_plan::Step;
 const KIND: &str = "bind";
 
 /// Binds the volume staged at `source` to `target`; a dead or differently made bind there is made anew.
-pub async fn bind(
-    env: &Env,
-    volume: VolumeId,
-    source: String,
-    target: String,
-    read_only: bool,
-) -> Result<Bound, Failure> {
+pub async fn bind(env: &Env, wish: BindVolume) -> Result<Bound, Failure> {
+    let BindVolume { volume, source, target, read_only, alone } = wish;
     let staged = env.kernel.mount_at(&source).await?;
     if !staged.is_some_and(|mount| mount.alive && mount.volume == Some(volume)) {
         return Ok(Bound::NotStaged);
     }
-    if let Some(mount) = env.kernel.mount_at(&target).await? {
+    let there = env.kernel.mount_at(&target).await?;
+    let already = there.as_ref().is_some_and(|mount| mount.volume == Some(volume) && mount.alive);
+    if alone
+        && !already
+        && let Some(other) = elsewhere(env, volume, &[&source, &target]).await?
+    {
+        return Ok(Bound::Elsewhere(other));
+    }
+    if let Some(mount) = there {
         match mount.volume {
             Some(at) if at == volume && mount.alive && mount.read_only == read_only => return Ok(Bound::Done),
             Some(at) if at == volume => {
@@ -35,6 +38,14 @@ pub async fn bind(
     }
     apply(env, &target, Op::BindMount { source, target: target.clone(), read_only }).await?;
     Ok(Bound::Done)
+}
+
+/// A mount of the volume at none of these places: another pod's. A pod that has it already is not asked, because kubelet
+/// binds parts of it to further places for that pod (`subPath`).
+async fn elsewhere(env: &Env, volume: VolumeId, known: &[&String]) -> Result<Option<String>, Failure> {
+    let tidy = |path: &str| path.trim_end_matches('/').to_string();
+    let mounts = env.kernel.mounts(volume).await?;
+    Ok(mounts.into_keys().find(|at| known.iter().all(|path| tidy(path) != tidy(at))))
 }
 
 /// Unmounts what is at `target` if it is ours, and removes the empty directory.

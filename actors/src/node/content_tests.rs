@@ -1,10 +1,13 @@
 //! Volumes of every content a volume can have, through a whole node agent.
 
-use super::rig::{Rig, mounted};
+use super::rig::{Rig, STAGING, mounted};
 use crate::testing::paused;
+use meshstor_csi::proto::VolumeCapability;
+use meshstor_csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
 use tonic::Code;
 
 const POD: &str = "/var/lib/kubelet/pods/1/volumes/mount";
+const OTHER: &str = "/var/lib/kubelet/pods/2/volumes/mount";
 
 #[test]
 fn an_ext4_volume_is_made_once_and_mounted_wherever_it_goes() {
@@ -58,6 +61,81 @@ fn a_stage_that_names_another_file_system_is_refused_and_formats_nothing() {
             assert_eq!(rig.ops("a").len(), before);
             rig.capability = mounted("");
             rig.stage("a", epoch, 60).await.unwrap();
+        }
+    });
+}
+
+// ---------------------------------------------------------------------------------------- options and modes
+
+/// A mount with these options, in this mode.
+fn used(mode: Mode, flags: &[&str]) -> VolumeCapability {
+    let mount_flags = flags.iter().map(|flag| (*flag).to_string()).collect();
+    VolumeCapability {
+        access_mode: Some(AccessMode { mode: mode.into() }),
+        access_type: Some(AccessType::Mount(MountVolume { mount_flags, ..Default::default() })),
+    }
+}
+
+async fn read_only(rig: &Rig, target: &str) -> Option<bool> {
+    rig.world.kernel("a").mount_at(target).await.unwrap().map(|mount| mount.read_only)
+}
+
+#[test]
+fn options_of_the_class_reach_the_mount_and_a_repeated_publish_changes_nothing() {
+    paused(async {
+        let capability = used(Mode::SingleNodeMultiWriter, &["nosuid,ro"]);
+        let (rig, epoch) = Rig::staged_as(&["a", "b"], "xfs", capability).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        assert_eq!((read_only(&rig, STAGING).await, read_only(&rig, POD).await), (Some(true), Some(true)));
+        let before = rig.ops("a").len();
+        rig.publish("a", epoch, POD).await.unwrap();
+        assert_eq!(rig.ops("a").len(), before);
+    });
+}
+
+#[test]
+fn a_pod_that_only_reads_gets_a_mount_that_only_reads_beside_one_that_writes() {
+    paused(async {
+        let (rig, epoch) = Rig::staged(&["a", "b"]).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        rig.publish_to_reader("a", epoch, OTHER).await.unwrap();
+        let seen = (read_only(&rig, STAGING).await, read_only(&rig, POD).await, read_only(&rig, OTHER).await);
+        assert_eq!(seen, (Some(false), Some(false), Some(true)));
+    });
+    paused(async {
+        let capability = used(Mode::SingleNodeReaderOnly, &[]);
+        let (rig, epoch) = Rig::staged_as(&["a", "b"], "xfs", capability).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        assert_eq!(read_only(&rig, POD).await, Some(true));
+    });
+}
+
+#[test]
+fn a_volume_for_one_pod_is_at_one_place_at_a_time() {
+    paused(async {
+        let capability = used(Mode::SingleNodeSingleWriter, &[]);
+        let (rig, epoch) = Rig::staged_as(&["a", "b"], "xfs", capability).await;
+        let (first, second) = futures::join!(rig.publish("a", epoch, POD), rig.publish("a", epoch, OTHER));
+        first.unwrap();
+        assert_eq!(second.unwrap_err().code(), Code::Aborted, "at the same moment: ask again");
+        rig.publish("a", epoch, POD).await.unwrap();
+        let refused = rig.publish("a", epoch, OTHER).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(
+            refused.message().starts_with(&format!("pvc-1 is published at {POD}: its access mode is SINGLE_NODE_"))
+        );
+        rig.unpublish("a", POD).await.unwrap();
+        rig.publish("a", epoch, OTHER).await.unwrap();
+    });
+}
+
+#[test]
+fn several_pods_of_a_node_may_share_a_volume() {
+    paused(async {
+        for mode in [Mode::SingleNodeMultiWriter, Mode::SingleNodeWriter] {
+            let (rig, epoch) = Rig::staged_as(&["a", "b"], "xfs", used(mode, &[])).await;
+            rig.publish("a", epoch, POD).await.unwrap();
+            rig.publish("a", epoch, OTHER).await.unwrap();
         }
     });
 }

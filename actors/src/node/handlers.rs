@@ -148,7 +148,7 @@ impl Handler<StageVolume> for NodeActor {
 
     fn handle(&mut self, wish: StageVolume, ctx: &mut Self::Context) -> Self::Result {
         let fresh = self.surveyed && !self.volumes.contains_key(&wish.volume);
-        let view = self.bring_up(&wish.name, wish.volume, Some(wish.target));
+        let view = self.bring_up(&wish.name, wish.volume, Some(wish.target), wish.options);
         self.sweep(ctx);
         MessageResult(Staging { view, fresh })
     }
@@ -181,8 +181,7 @@ impl Handler<BindVolume> for NodeActor {
 
     fn handle(&mut self, wish: BindVolume, _: &mut Self::Context) -> Self::Result {
         let env = self.env.clone();
-        let BindVolume { volume, source, target, read_only } = wish;
-        Box::pin(async move { bind::bind(&env, volume, source, target, read_only).await })
+        Box::pin(async move { bind::bind(&env, wish).await })
     }
 }
 

@@ -27,6 +27,8 @@ pub struct StageVolume {
     pub volume: VolumeId,
     /// Where.
     pub target: String,
+    /// With which options.
+    pub options: Vec<String>,
 }
 
 /// A volume on its way to be mounted.
@@ -70,6 +72,8 @@ pub struct BindVolume {
     pub target: String,
     /// Only for reading.
     pub read_only: bool,
+    /// Only if no other pod has it.
+    pub alone: bool,
 }
 
 /// Whether a volume is bound.
@@ -81,6 +85,8 @@ pub enum Bound {
     NotStaged,
     /// Something else is mounted where the volume is wanted.
     Occupied(String),
+    /// It was wanted alone, and is at this place already.
+    Elsewhere(String),
 }
 
 /// Have nothing mounted at a path, as far as it is ours.

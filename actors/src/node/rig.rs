@@ -245,15 +245,25 @@ impl Rig {
         self.agents[node].service.node_unstage_volume(held(request, seconds)).await.map(|_| ())
     }
 
-    pub async fn publish(&self, node: &str, epoch: u64, target: &str) -> Result<(), Status> {
-        let request = proto::NodePublishVolumeRequest {
+    fn publication(&self, epoch: u64, target: &str) -> proto::NodePublishVolumeRequest {
+        proto::NodePublishVolumeRequest {
             volume_id: VOLUME.into(),
             staging_target_path: STAGING.into(),
             target_path: target.into(),
             volume_capability: Some(self.capability.clone()),
             publish_context: [("attachEpoch".to_string(), epoch.to_string())].into(),
             ..Default::default()
-        };
+        }
+    }
+
+    pub async fn publish(&self, node: &str, epoch: u64, target: &str) -> Result<(), Status> {
+        let request = self.publication(epoch, target);
+        self.agents[node].service.node_publish_volume(held(request, 60)).await.map(|_| ())
+    }
+
+    /// A publish that says that its pod only reads.
+    pub async fn publish_to_reader(&self, node: &str, epoch: u64, target: &str) -> Result<(), Status> {
+        let request = proto::NodePublishVolumeRequest { readonly: true, ..self.publication(epoch, target) };
         self.agents[node].service.node_publish_volume(held(request, 60)).await.map(|_| ())
     }
 

@@ -101,7 +101,7 @@ impl NodeActor {
             tracing::info!(%volume, name = found.name, array = found.array, target, "found in the kernel");
             let name = found.name.clone().unwrap_or_else(|| volume.to_string());
             if found.array {
-                self.bring_up(&name, *volume, target);
+                self.bring_up(&name, *volume, target, Vec::new());
             } else {
                 // Connections that nothing uses: what is left of a half-done stage or unstage.
                 self.let_go(&name, *volume);
@@ -109,12 +109,13 @@ impl NodeActor {
         }
     }
 
-    /// Wants a volume mounted at `target`, or at least its array running.
+    /// Wants a volume mounted at `target` with these options, or at least its array running.
     pub(super) fn bring_up(
         &mut self,
         name: &str,
         volume: VolumeId,
         target: Option<String>,
+        options: Vec<String>,
     ) -> watch::Receiver<VolumeView> {
         if self.stopping.is_some() {
             return ending();
@@ -128,7 +129,7 @@ impl NodeActor {
             // Whoever asks must not be told what was true before a mount died, or before the volume was attached anew: the
             // mount of a former epoch lives until its array is deposed (simulator, seed 221).
             self.arrays.want_afresh(&volume, array);
-            self.stages.want_afresh(&volume, Some(StageWish { volume, target }));
+            self.stages.want_afresh(&volume, Some(StageWish { volume, target, options }));
         }
         self.advance(volume)
     }
@@ -139,7 +140,7 @@ impl NodeActor {
             return ending();
         }
         self.head_for(name, volume, Going::Down);
-        self.stages.want(&volume, Some(StageWish { volume, target: None }));
+        self.stages.want(&volume, Some(StageWish { volume, target: None, options: Vec::new() }));
         if !self.arrays.contains(&volume) {
             // It has to be there to say that it is released; it waits until the file system is unmounted.
             self.arrays.want(&volume, None);

@@ -5,13 +5,11 @@
 
 use tonic::Code;
 
+use super::options;
 use crate::Refusal;
 use crate::proto::VolumeCapability;
 use crate::proto::volume_capability::access_mode::Mode;
 use crate::proto::volume_capability::{AccessType, MountVolume};
-
-/// The CSI specification caps the mount flags of a capability at 4 KiB.
-const MOUNT_FLAGS_BYTES_MAX: usize = 4096;
 
 const MODES: &str =
     "SINGLE_NODE_WRITER, SINGLE_NODE_SINGLE_WRITER, SINGLE_NODE_MULTI_WRITER or SINGLE_NODE_READER_ONLY";
@@ -23,7 +21,7 @@ pub struct Capability {
     pub mode: AccessMode,
     /// The file system, if the caller names one.
     pub filesystem: Option<Filesystem>,
-    /// Options for mount, in the order given.
+    /// Options for mount, one by one, in the order given.
     pub mount_flags: Vec<String>,
 }
 
@@ -76,6 +74,11 @@ impl AccessMode {
         self == AccessMode::SingleNodeReaderOnly
     }
 
+    /// Whether this mode allows one place at a time only.
+    pub fn is_exclusive(self) -> bool {
+        self == AccessMode::SingleNodeSingleWriter
+    }
+
     fn parse(field: &str, number: i32) -> Result<Self, Refusal> {
         let field = format!("{field}.access_mode");
         match Mode::try_from(number) {
@@ -115,6 +118,11 @@ impl Capability {
         messages.iter().enumerate().map(|(index, message)| Self::parse(&format!("{field}[{index}]"), message)).collect()
     }
 
+    /// Whether whoever uses it so only reads.
+    pub fn only_reads(&self) -> bool {
+        self.mode.is_read_only() || self.mount_flags.iter().any(|flag| flag == "ro")
+    }
+
     fn parse(field: &str, message: &VolumeCapability) -> Result<Self, Refusal> {
         let mode = message.access_mode.as_ref().map_or(0, |access_mode| access_mode.mode);
         let mode = AccessMode::parse(field, mode)?;
@@ -136,24 +144,8 @@ impl Capability {
                 "fsGroup applied by Kubernetes",
             ));
         }
-        mount_flags(format!("{field}.mount.mount_flags"), &mount.mount_flags)?;
-        Ok(Self { mode, filesystem, mount_flags: mount.mount_flags.clone() })
-    }
-}
-
-/// Mount flags may hold something confidential by the CSI specification, so a refusal counts instead of quoting.
-fn mount_flags(field: String, flags: &[String]) -> Result<(), Refusal> {
-    if flags.iter().map(String::len).sum::<usize>() > MOUNT_FLAGS_BYTES_MAX {
-        let message = format!("{field} is too long: allowed is up to 4096 bytes in all");
-        return Err(Refusal::new(Code::InvalidArgument, field, message));
-    }
-    match flags.iter().position(|flag| flag.is_empty() || flag.chars().any(char::is_control)) {
-        None => Ok(()),
-        Some(index) => {
-            let message =
-                format!("{field}[{index}] is empty or has control characters: allowed is an option of mount(8)");
-            Err(Refusal::new(Code::InvalidArgument, field, message))
-        }
+        let mount_flags = options::parse(&format!("{field}.mount.mount_flags"), &mount.mount_flags)?;
+        Ok(Self { mode, filesystem, mount_flags })
     }
 }
 
@@ -229,17 +221,16 @@ mod tests {
     }
 
     #[test]
-    fn mount_flags_are_kept_in_order_and_never_quoted() {
-        let capability = Capability::parse("c", &message(1, mount("xfs", &["noatime", "discard"])));
+    fn mount_flags_are_read_and_refused_by_their_place() {
+        let capability = Capability::parse("c", &message(1, mount("xfs", &["noatime", "discard,ro"])));
         let expected = Capability {
             mode: AccessMode::SingleNodeWriter,
             filesystem: Some(Filesystem::Xfs),
-            mount_flags: vec!["noatime".into(), "discard".into()],
+            mount_flags: vec!["noatime".into(), "discard".into(), "ro".into()],
         };
         assert_eq!(capability, Ok(expected));
-        let text = refusal(&message(1, mount("", &["noatime", "hid\nden"])));
-        assert!(text.contains("mount_flags[1]") && !text.contains("hid"), "{text}");
-        assert!(refusal(&message(1, mount("", &[&"x".repeat(4097)]))).contains("4096 bytes"));
+        let text = refusal(&message(1, mount("", &["noatime", "nouuid"])));
+        assert!(text.starts_with("volume_capability.mount.mount_flags[1] has the option nouuid"), "{text}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod controller;
 mod field;
 mod list;
 mod node;
+mod options;
 mod parameters;
 mod topology;
 

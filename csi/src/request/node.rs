@@ -77,7 +77,7 @@ pub struct NodePublishVolume {
     pub target_path: PathBuf,
     /// How it will be used.
     pub capability: Capability,
-    /// The pod only reads, because the mount says so or because its mode does.
+    /// The pod only reads, because the mount, its options or its mode say so.
     pub readonly: bool,
     /// What the attachment says.
     pub publish_context: PublishContext,
@@ -96,7 +96,7 @@ impl TryFrom<&proto::NodePublishVolumeRequest> for NodePublishVolume {
             volume_id,
             staging_target_path: staged_at(&message.staging_target_path)?,
             target_path,
-            readonly: message.readonly || capability.mode.is_read_only(),
+            readonly: message.readonly || capability.only_reads(),
             capability,
             publish_context: PublishContext::parse(&message.publish_context)?,
             volume_context: message.volume_context.clone().into_iter().collect(),

@@ -89,6 +89,11 @@ fn a_publish_is_read_only_by_flag_or_by_mode() {
         NodePublishVolume::try_from(&message).unwrap().readonly
     };
     assert_eq!([readonly(1, false), readonly(1, true), readonly(2, false)], [false, true, true]);
+    let flags = MountVolume { mount_flags: vec!["noatime,ro".into()], ..Default::default() };
+    let volume_capability =
+        Some(proto::VolumeCapability { access_type: Some(AccessType::Mount(flags)), ..capability(1).unwrap() });
+    let message = proto::NodePublishVolumeRequest { volume_capability, ..publish() };
+    assert!(NodePublishVolume::try_from(&message).unwrap().readonly);
 }
 
 #[test]

@@ -211,24 +211,39 @@ pub fn mount(root: &Root, volume: VolumeId, target: &str, fs: Filesystem, option
     Ok(Changed::Yes)
 }
 
-/// Options of the mount itself become flags; the rest is the file system's (mount(8), "filesystem-independent").
+/// Options of the mount itself, and whether they set their flag or clear it (mount(8), "filesystem-independent").
+const FLAGS: [(&str, MsFlags, bool); 20] = [
+    ("ro", MsFlags::MS_RDONLY, true),
+    ("rw", MsFlags::MS_RDONLY, false),
+    ("noatime", MsFlags::MS_NOATIME, true),
+    ("atime", MsFlags::MS_NOATIME, false),
+    ("nodiratime", MsFlags::MS_NODIRATIME, true),
+    ("diratime", MsFlags::MS_NODIRATIME, false),
+    ("relatime", MsFlags::MS_RELATIME, true),
+    ("strictatime", MsFlags::MS_STRICTATIME, true),
+    ("lazytime", MsFlags::MS_LAZYTIME, true),
+    ("nolazytime", MsFlags::MS_LAZYTIME, false),
+    ("nosuid", MsFlags::MS_NOSUID, true),
+    ("suid", MsFlags::MS_NOSUID, false),
+    ("nodev", MsFlags::MS_NODEV, true),
+    ("dev", MsFlags::MS_NODEV, false),
+    ("noexec", MsFlags::MS_NOEXEC, true),
+    ("exec", MsFlags::MS_NOEXEC, false),
+    ("sync", MsFlags::MS_SYNCHRONOUS, true),
+    ("async", MsFlags::MS_SYNCHRONOUS, false),
+    ("dirsync", MsFlags::MS_DIRSYNC, true),
+    // Nothing of its own.
+    ("defaults", MsFlags::empty(), true),
+];
+
+/// Options of the mount itself become flags, of two that contradict each other the later one; the rest is the file
+/// system's.
 fn split_options(options: &str) -> (MsFlags, String) {
     let (mut flags, mut rest) = (MsFlags::empty(), Vec::new());
     for option in options.split(',').map(str::trim).filter(|option| !option.is_empty()) {
-        match option {
-            "rw" | "defaults" | "suid" | "dev" | "exec" | "async" => {}
-            "ro" => flags |= MsFlags::MS_RDONLY,
-            "noatime" => flags |= MsFlags::MS_NOATIME,
-            "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
-            "relatime" => flags |= MsFlags::MS_RELATIME,
-            "strictatime" => flags |= MsFlags::MS_STRICTATIME,
-            "lazytime" => flags |= MsFlags::MS_LAZYTIME,
-            "nosuid" => flags |= MsFlags::MS_NOSUID,
-            "nodev" => flags |= MsFlags::MS_NODEV,
-            "noexec" => flags |= MsFlags::MS_NOEXEC,
-            "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
-            "dirsync" => flags |= MsFlags::MS_DIRSYNC,
-            other => rest.push(other),
+        match FLAGS.iter().find(|(name, ..)| *name == option) {
+            Some((_, flag, on)) => flags.set(*flag, *on),
+            None => rest.push(option),
         }
     }
     (flags, rest.join(","))
@@ -343,6 +358,7 @@ mod tests {
         assert_eq!(flags, MsFlags::MS_NOATIME | MsFlags::MS_RDONLY);
         assert_eq!(data, "nouuid,logbufs=8");
         assert_eq!(split_options(""), (MsFlags::empty(), String::new()));
+        assert_eq!(split_options("nosuid,noexec,suid,defaults").0, MsFlags::MS_NOEXEC);
     }
 
     #[test]
