@@ -17,7 +17,7 @@ use meshstor_api::replica::MeshStorReplica;
 use meshstor_api::volume::{Attachment, Claim, LocalCopy, MeshStorVolume, TopologySpread, VolumeSpec};
 use meshstor_api::{FINALIZER, convert, patch};
 use meshstor_csi::proto;
-use meshstor_csi::request::{self, Capability, CreateVolume};
+use meshstor_csi::request::{self, CreateVolume};
 use meshstor_kernel::id::ReplicaId;
 use meshstor_plan::placement::Shortage;
 use std::collections::BTreeSet;
@@ -123,7 +123,7 @@ impl Create {
             replica_count: parameters.replica_count.into(),
             stripe_width: parameters.stripe_width.into(),
             sector_size: parameters.sector_size.bytes(),
-            filesystem: self.request.filesystem.as_str().to_string(),
+            filesystem: self.request.content.as_str().to_string(),
             member_missing_timeout_seconds: seconds(parameters.member_missing_timeout),
             local_copy: local_copy(parameters.local_copy),
             relocation_delay_seconds: parameters.relocation_delay.map(seconds),
@@ -206,15 +206,9 @@ fn incompatible(request: &CreateVolume, spec: &VolumeSpec) -> Option<String> {
         return Some(format!("it has {size} bytes, asked for are required_bytes {required} and limit_bytes {limit}"));
     }
     differing(&request.parameters, spec).or_else(|| {
-        let wanted = request.filesystem.as_str();
+        let wanted = request.content.as_str();
         (spec.filesystem != wanted).then(|| format!("filesystem is {}, asked for is {wanted}", spec.filesystem))
     })
-}
-
-/// Why a volume cannot be used in a way, whoever asks; `None` when it can.
-pub(crate) fn unfit(capability: &Capability, spec: &VolumeSpec) -> Option<String> {
-    let wanted = capability.filesystem.filter(|wanted| wanted.as_str() != spec.filesystem)?.as_str();
-    Some(format!("volume_capability.mount.fs_type is {wanted}: the volume was made for {}", spec.filesystem))
 }
 
 /// The first parameter in which a volume differs from a StorageClass.

@@ -114,7 +114,7 @@ impl controller_server::Controller for ControllerService {
         // The node belongs to the key: a call for another node must hear at once who has the volume.
         let key = format!("ControllerPublishVolume {} to {}", request.volume_id, request.node_id);
         let fingerprint = Fingerprint::of("ControllerPublishVolume", &(&request.volume_id, &request.node_id));
-        let work = publish::publish(self.context(), request.volume_id, request.node_id, key.clone());
+        let work = publish::publish(self.context(), request, key.clone());
         let answer = async {
             let epoch = work.await?;
             Ok(ControllerPublishVolumeResponse { publish_context: request::PublishContext::at(epoch).to_map() })

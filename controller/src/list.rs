@@ -151,7 +151,8 @@ pub(crate) async fn validate(
     if let Err(why) = &request.verdict {
         return no(why.clone());
     }
-    if let Some(why) = request.verdict.iter().flatten().find_map(|capability| create::unfit(capability, &volume.spec)) {
+    if let Some(why) = request.verdict.iter().flatten().find_map(|capability| capability.unfit(&volume.spec.filesystem))
+    {
         return no(why);
     }
     let record = convert::volume_record(&volume, &replicas, context.writer.cluster().await?);

@@ -14,6 +14,7 @@ use meshstor_api::node::MeshStorNode;
 use meshstor_api::replica::MeshStorReplica;
 use meshstor_api::volume::{Attachment, MeshStorVolume};
 use meshstor_api::{convert, patch};
+use meshstor_csi::request::{Capability, ControllerPublishVolume};
 use meshstor_kernel::id::Epoch;
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_plan::record::VolumeRecord;
@@ -25,6 +26,7 @@ struct Publish {
     context: Arc<Context>,
     volume: String,
     node: String,
+    capability: Capability,
     key: String,
     /// Epoch when the call began: if it has moved on, somebody else has decided meanwhile (F19).
     first_epoch: Option<Epoch>,
@@ -40,9 +42,14 @@ enum Step {
 }
 
 /// Makes `node` the consumer of `volume` and waits for the first copy. Answers the epoch.
-pub(crate) async fn publish(context: Arc<Context>, volume: String, node: String, key: String) -> Result<Epoch, Status> {
+pub(crate) async fn publish(
+    context: Arc<Context>,
+    request: ControllerPublishVolume,
+    key: String,
+) -> Result<Epoch, Status> {
+    let ControllerPublishVolume { volume_id: volume, node_id: node, capability, .. } = request;
     let mut hints = context.hints.listen(&volume, context.config.poll);
-    let mut call = Publish { context, volume, node, key, first_epoch: None, attached: false };
+    let mut call = Publish { context, volume, node, capability, key, first_epoch: None, attached: false };
     loop {
         match call.step().await? {
             Step::Done(epoch) => return Ok(epoch),
@@ -63,6 +70,9 @@ impl Publish {
             return Err(missing());
         }
         let (volume, replicas) = self.context.writer.look(&name).await?.ok_or_else(missing)?;
+        if let Some(why) = self.capability.unfit(&volume.spec.filesystem) {
+            return Err(Status::invalid_argument(why));
+        }
         let record = convert::volume_record(&volume, &replicas, self.context.writer.cluster().await?);
         let record = record.map_err(ControlError::from)?;
         let refused = |why: String| Status::failed_precondition(format!("volume {name} cannot be published: {why}"));

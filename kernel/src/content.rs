@@ -36,12 +36,17 @@ impl fmt::Display for Filesystem {
     }
 }
 
+/// The word for a raw block volume, where others have the name of their file system.
+const BLOCK: &str = "none";
+
 /// What a volume holds, for its whole life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Content {
     /// This file system.
     Files(Filesystem),
+    /// What its user writes: the array itself is handed out.
+    Block,
 }
 
 impl Content {
@@ -49,6 +54,7 @@ impl Content {
     pub fn as_str(self) -> &'static str {
         match self {
             Content::Files(filesystem) => filesystem.as_str(),
+            Content::Block => BLOCK,
         }
     }
 
@@ -74,8 +80,10 @@ impl FromStr for Content {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Content, String> {
-        let files = Filesystem::ALL.into_iter().find(|filesystem| filesystem.as_str() == text).map(Content::Files);
-        files.ok_or_else(|| format!("content is {text:?}: allowed is xfs or ext4"))
+        let files = Filesystem::ALL.into_iter().map(Content::Files);
+        let mut all = files.chain([Content::Block]);
+        all.find(|content| content.as_str() == text)
+            .ok_or_else(|| format!("content is {text:?}: allowed is xfs, ext4 or none"))
     }
 }
 
@@ -99,11 +107,11 @@ mod tests {
 
     #[test]
     fn every_content_reads_back_from_its_word() {
-        for content in Filesystem::ALL.map(Content::Files) {
+        for content in Filesystem::ALL.map(Content::Files).into_iter().chain([Content::Block]) {
             assert_eq!(content.as_str().parse(), Ok(content));
             assert_eq!(serde_json::from_value::<Content>(serde_json::to_value(content).unwrap()).unwrap(), content);
         }
         let error = "btrfs".parse::<Content>().unwrap_err();
-        assert!(error.contains("\"btrfs\"") && error.contains("xfs or ext4"), "{error}");
+        assert!(error.contains("\"btrfs\"") && error.contains("xfs, ext4 or none"), "{error}");
     }
 }

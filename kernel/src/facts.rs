@@ -338,6 +338,8 @@ pub struct FsFact {
     pub signature: Option<String>,
     /// Mount points of the device, with whether the mounted file system still answers (`statfs` works, not shut down).
     pub mounts: BTreeMap<String, bool>,
+    /// Places where the device itself is bound to: those of a raw block volume.
+    pub raw: BTreeSet<String>,
 }
 
 // ---------------------------------------------------------------------------------------------- node

@@ -293,6 +293,14 @@ pub enum Op {
         /// Volume.
         volume: VolumeId,
     },
+    /// Have a deposed array refuse every write from now on, kill every opener, and let the writes that were frozen go: what
+    /// [`Op::ShutdownFilesystem`] is for a file system, for a raw block volume. Only after all its controllers are gone.
+    CutOff {
+        /// Volume.
+        volume: VolumeId,
+        /// The higher epoch that was seen in the record.
+        deposed_by: Epoch,
+    },
     /// Kill every opener (as [`Op::KillOpeners`]), then shut the file system down without writing the log
     /// (`GOINGDOWN`): from then on its mounts no longer answer.
     ShutdownFilesystem {
@@ -353,6 +361,7 @@ impl fmt::Display for Op {
                 write!(f, "{name} {key} at {}:{}:{}", address.transport.as_str(), address.address, address.port)
             }
             Op::DropMember { key, evidence, .. } => write!(f, "{name} {key} survivor {}", evidence.survivor()),
+            Op::CutOff { volume, deposed_by } => write!(f, "{name} {} deposed by epoch {deposed_by}", volume.short()),
             Op::Abandon { key, deposed_by } => write!(f, "{name} {key} deposed by epoch {deposed_by}"),
             Op::CreateArray { volume, members, component_bytes, .. } => {
                 write!(f, "{name} {} of {component_bytes} bytes from", volume.short())?;

@@ -56,9 +56,9 @@ pub trait Kernel: 'static {
     /// `device` is a local partition or a fabric head. A read that hangs fails after 5 s and hurts nothing else.
     async fn probe(&self, device: &str, data_too: bool) -> Result<MemberProbe>;
 
-    /// Where the volume's array is mounted, and whether each mount answers. Reads no device: it works while members are
-    /// stuck, which is when a deposed consumer has to let go.
-    async fn mounts(&self, volume: VolumeId) -> Result<BTreeMap<String, bool>>;
+    /// Where the volume's array is mounted, and whether each mount answers, without its signature. Reads no device: it
+    /// works while members are stuck, which is when a deposed consumer has to let go.
+    async fn mounts(&self, volume: VolumeId) -> Result<FsFact>;
 
     /// What lies on the volume's array and where it is mounted. Fails while an array that is not mounted cannot be read.
     async fn filesystem(&self, volume: VolumeId) -> Result<FsFact>;
@@ -83,8 +83,10 @@ pub struct MountFact {
     pub volume: Option<VolumeId>,
     /// Device that is mounted, as the kernel names it.
     pub source: String,
-    /// Whether the file system answers.
+    /// Whether the file system answers, or the device is there.
     pub alive: bool,
+    /// It is no file system but the device itself: a raw block volume.
+    pub raw: bool,
     /// Whether it is mounted read-only.
     pub read_only: bool,
 }

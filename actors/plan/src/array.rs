@@ -135,6 +135,8 @@ pub struct ArrayLook {
     pub re_add_failed: BTreeSet<String>,
     /// Writes could not be frozen, or not in time, since the record was last changed.
     pub freeze_failed: bool,
+    /// The array was cut off, and nothing came in the way of its end since.
+    pub cut_off: bool,
 }
 
 /// How far an array is.
@@ -208,7 +210,7 @@ impl Machine for Array {
         if let Some(reason) = not_ours(record, look) {
             return match (&look.array, &reason) {
                 (None, _) => Plan::rest(report(look, Some(reason))),
-                (Some(array), Reason::NotConsumer { .. }) => stop::depose(wish.volume, record.epoch, array, look),
+                (Some(array), Reason::NotConsumer { .. }) => stop::depose(record, array, look),
                 // A record in doubt stops nothing: I/O goes on, and nothing new is decided.
                 (Some(_), _) => Plan::rest(report(look, Some(reason))),
             };
@@ -216,7 +218,7 @@ impl Machine for Array {
         match &look.array {
             None => start::begin(record, look),
             // Deposition is decided by epoch, never by node name.
-            Some(array) if outlived(array, record, look) => stop::depose(wish.volume, record.epoch, array, look),
+            Some(array) if outlived(array, record, look) => stop::depose(record, array, look),
             Some(array) if record.activated_epoch < record.epoch || reopened(array, record, look) => {
                 start::activate(record, array, look)
             }
@@ -243,7 +245,7 @@ fn unclaimed(look: &ArrayLook) -> Plan<ArrayReport> {
         && outlived(array, record, look)
         && matches!(not_ours(record, look), None | Some(Reason::NotConsumer { .. } | Reason::NewBoot))
     {
-        return stop::depose(record.volume, record.epoch, array, look);
+        return stop::depose(record, array, look);
     }
     Plan::rest(in_use(look, None))
 }

@@ -162,6 +162,7 @@ pub(super) fn look() -> ArrayLook {
         merged: BTreeSet::new(),
         re_add_failed: BTreeSet::new(),
         freeze_failed: false,
+        cut_off: false,
     }
 }
 

@@ -87,7 +87,9 @@ fn format_or_mount(record: &VolumeRecord, wish: &StageWish, target: &str, look: 
     let volume = record.volume;
     let recorded = |change| Plan::step(RecordOp { expect: record.expect(), change }, StageReport::default());
     let found = look.fs.signature.as_deref();
-    let Content::Files(filesystem) = record.content;
+    let Content::Files(filesystem) = record.content else {
+        return waiting(Reason::DataMissing { what: "a raw block volume has no file system to mount".into() });
+    };
     let whole = found == Some(filesystem.as_str());
     let all_blank = !look.array.members.is_empty() && look.blank.len() == look.array.members.len();
     match (record.format, found) {
@@ -127,7 +129,8 @@ fn mount_options(asked: &[String]) -> String {
 
 /// Every mount of the volume goes, the pods' binds included: whoever asks for this has unpublished them.
 fn unmount(look: &StageLook) -> Plan<StageReport> {
-    match look.fs.mounts.iter().next() {
+    let raw = look.fs.raw.iter().map(|target| (target, true));
+    match look.fs.mounts.iter().map(|(target, alive)| (target, *alive)).chain(raw).next() {
         Some((target, alive)) => step(Op::Unmount { target: target.clone(), lazy: !alive }),
         None => Plan::rest(StageReport { ready: true, reason: None }),
     }

@@ -42,7 +42,7 @@ fn look(format: FormatRecord, signature: Option<&str>, blank: bool) -> StageLook
             members: [(ReplicaId(0), member)].into(),
             ..ArrayReport::default()
         },
-        fs: FsFact { signature: signature.map(Into::into), mounts: BTreeMap::new() },
+        fs: FsFact { signature: signature.map(Into::into), mounts: BTreeMap::new(), raw: BTreeSet::new() },
         blank: if blank { BlankData::from_bytes("/dev/p1", &zeros, &zeros).into_iter().collect() } else { vec![] },
     }
 }
@@ -155,6 +155,26 @@ fn a_dead_mount_is_replaced() {
     let mut at = look(FormatRecord::Done, Some("xfs"), false);
     at.fs.mounts.insert(TARGET.into(), false);
     assert_eq!(name(&at), "unmount");
+}
+
+#[test]
+fn a_raw_block_volume_is_never_formatted_nor_mounted() {
+    for format in [FormatRecord::Never, FormatRecord::Started, FormatRecord::Done] {
+        let mut at = look(format, None, true);
+        let RecordLook::Fresh(record) = &mut at.record else { panic!() };
+        record.content = Content::Block;
+        assert_eq!(name(&at), "DataMissing");
+    }
+}
+
+#[test]
+fn unstaging_takes_the_places_of_a_raw_volume_too() {
+    let mut at = look(FormatRecord::Never, None, true);
+    at.fs.raw.insert("/pods/1/raw".into());
+    let wish = StageWish { volume: volume(), target: None, options: vec![] };
+    assert_eq!(Stage::plan(Some(&wish), &at).next.unwrap().name(), "unmount");
+    at.fs.raw.clear();
+    assert!(Stage::plan(Some(&wish), &at).status.ready);
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub mod usage;
 use crate::csi_codes;
 use crate::failure::Failure;
 use crate::node::NodeActor;
-use crate::node::messages::{AskMounted, Mounted};
+use crate::node::messages::{AskDevice, AskMounted, Mounted};
 use actix::Addr;
 use meshstor_csi::calls::note_volume;
 use meshstor_csi::deadline::hold_for;
@@ -20,7 +20,7 @@ use meshstor_csi::inflight::{Fingerprint, Inflight};
 use meshstor_csi::proto;
 use meshstor_csi::proto::node_server::{Node, NodeServer};
 use meshstor_csi::request::{
-    NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume, Place,
+    Capability, NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume, Place,
 };
 use meshstor_kernel::id::NodeName;
 use meshstor_plan::array::MD_MINORS;
@@ -154,6 +154,15 @@ impl Inner {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is known of a volume at its staging path, or of its device when it is a raw block volume.
+    async fn staged(&self, name: &str, path: &Path, used: &Capability) -> Result<Option<Mounted>, Status> {
+        if !used.is_block() {
+            return self.mounted(path).await;
+        }
+        let answer: Result<Option<Mounted>, Failure> = self.ask(AskDevice { name: name.to_string() }).await?;
+        answer.map_err(|failure| csi_codes::status(&failure))
+    }
+
     async fn mounted(&self, path: &Path) -> Result<Option<Mounted>, Status> {
         let answer: Result<Option<Mounted>, Failure> = self.ask(AskMounted { path: text(path)? }).await?;
         answer.map_err(|failure| csi_codes::status(&failure))
@@ -240,7 +249,11 @@ impl Node for NodeService {
             let path = request.volume_path.display();
             return Err(Status::not_found(format!("{path}: no volume of ours is mounted there")));
         };
-        let usage = self.inner.usage_of(&request.volume_path).await.filter(|_| mounted.alive);
+        // Nobody knows how full a raw block volume is, nor a file system that is dead.
+        let usage = match mounted.alive && !mounted.raw {
+            true => self.inner.usage_of(&request.volume_path).await,
+            false => None,
+        };
         let usage = usage.map_or_else(|| publish::size_alone(mounted.size_bytes), |usage| publish::usage(&usage));
         let condition = Some(publish::condition(&mounted));
         Ok(Response::new(proto::NodeGetVolumeStatsResponse { usage, volume_condition: condition }))

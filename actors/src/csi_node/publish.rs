@@ -1,4 +1,4 @@
-//! Publishing into pods: a bind of a living staging mount. A dead one is staged again first, because kubelet may skip
+//! Publishing into pods: a bind of a living staging mount, or of the device of a raw block volume. A dead one is staged again first, because kubelet may skip
 //! NodeStageVolume when it believes the device is still mounted (K4.3); so is one of an earlier attachment.
 
 use super::usage::Usage;
@@ -14,12 +14,14 @@ use tonic::Status;
 /// Binds the volume to the pod's path.
 pub(super) async fn publish(inner: &Inner, key: &str, request: &NodePublishVolume) -> Result<(), Status> {
     let source = text(&request.staging_target_path)?;
+    let source = Some(source).filter(|_| !request.capability.is_block());
     let target = text(&request.target_path)?;
     let (read_only, alone) = (request.readonly, request.capability.mode.is_exclusive());
     let wish = |volume| BindVolume { volume, source: source.clone(), target: target.clone(), read_only, alone };
+    let staged = || inner.staged(&request.volume_id, &request.staging_target_path, &request.capability);
     // Twice: the staging mount may die between the look and the bind.
     for _ in 0..2 {
-        let mounted = inner.mounted(&request.staging_target_path).await?;
+        let mounted = staged().await?;
         let Some(mounted) = mounted.filter(|mounted| stage::current(mounted, request.publish_context)) else {
             stage::stage(inner, key, &stage_again(request)).await?;
             continue;
@@ -36,7 +38,7 @@ pub(super) async fn publish(inner: &Inner, key: &str, request: &NodePublishVolum
         }
     }
     // After a stage that succeeded: once more, for the answer.
-    let Some(mounted) = inner.mounted(&request.staging_target_path).await?.filter(|mounted| mounted.alive) else {
+    let Some(mounted) = staged().await?.filter(|mounted| mounted.alive) else {
         return Err(Status::unavailable(format!("{}: its staging mount keeps failing; ask again", request.volume_id)));
     };
     let answer: Result<Bound, Failure> = inner.ask(wish(mounted.volume)).await?;
@@ -77,6 +79,7 @@ pub(super) async fn unpublish(inner: &Inner, target: String) -> Result<(), Statu
 pub(super) fn condition(mounted: &Mounted) -> VolumeCondition {
     let said = |abnormal: bool, message: &str| VolumeCondition { abnormal, message: message.to_string() };
     match &mounted.health {
+        _ if !mounted.alive && mounted.raw => said(true, "the device is gone"),
         _ if !mounted.alive => said(true, "the file system does not answer"),
         Some(health) => said(health.abnormal, &health.message),
         // The agent has just started and looks at everything; the mount itself answers.

@@ -28,8 +28,8 @@ const FINAL_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn stage(inner: &Inner, key: &str, request: &NodeStageVolume) -> Result<(), Status> {
     let target = text(&request.staging_target_path)?;
     let Some(volume) = identify(inner, key, request).await? else { return Ok(()) };
-    let options = request.capability.mount_flags.clone();
-    let wish = StageVolume { name: request.volume_id.clone(), volume, target: target.clone(), options };
+    let (options, raw) = (request.capability.mount_flags().to_vec(), request.capability.is_block());
+    let wish = StageVolume { name: request.volume_id.clone(), volume, target: target.clone(), options, raw };
     let staging = inner.ask(wish).await?;
     let mut view = staging.view;
     let wish = view.borrow().wish;
@@ -92,7 +92,7 @@ async fn identify(inner: &Inner, key: &str, request: &NodeStageVolume) -> Result
             Ok(Err(error)) => format!("the API server does not answer as it should: {error}"),
             Err(_elapsed) => "the API server does not answer".to_string(),
         };
-        let mounted = inner.mounted(&request.staging_target_path).await?;
+        let mounted = inner.staged(&request.volume_id, &request.staging_target_path, &request.capability).await?;
         if mounted.is_some_and(|mounted| current(&mounted, request.publish_context)) {
             return Ok(None);
         }
@@ -111,11 +111,8 @@ pub(super) fn current(mounted: &Mounted, context: PublishContext) -> bool {
 /// The volume's identity or the refusal, or what to wait for.
 fn admit(object: &MeshStorVolume, request: &NodeStageVolume) -> Result<Result<VolumeId, Status>, String> {
     let spec = &object.spec;
-    if let Some(wanted) = request.capability.filesystem.filter(|wanted| wanted.as_str() != spec.filesystem) {
-        let (wanted, is) = (wanted.as_str(), &spec.filesystem);
-        return Ok(Err(Status::invalid_argument(format!(
-            "volume_capability.mount.fs_type is {wanted}: the volume was made for {is}"
-        ))));
+    if let Some(why) = request.capability.unfit(&spec.filesystem) {
+        return Ok(Err(Status::invalid_argument(why)));
     }
     let (floor, epoch) = (request.publish_context.attach_epoch.unwrap_or(0), spec.attachment.epoch);
     if epoch < floor {

@@ -11,14 +11,13 @@ use meshstor_kernel::ops::{Changed, Op};
 use meshstor_plan::Step;
 
 const KIND: &str = "bind";
+/// State of an array that refuses every write.
+const BROKEN: &str = "broken";
 
 /// Binds the volume staged at `source` to `target`; a dead or differently made bind there is made anew.
 pub async fn bind(env: &Env, wish: BindVolume) -> Result<Bound, Failure> {
     let BindVolume { volume, source, target, read_only, alone } = wish;
-    let staged = env.kernel.mount_at(&source).await?;
-    if !staged.is_some_and(|mount| mount.alive && mount.volume == Some(volume)) {
-        return Ok(Bound::NotStaged);
-    }
+    let Some(source) = source_of(env, volume, source).await? else { return Ok(Bound::NotStaged) };
     let there = env.kernel.mount_at(&target).await?;
     let already = there.as_ref().is_some_and(|mount| mount.volume == Some(volume) && mount.alive);
     if alone
@@ -40,12 +39,22 @@ pub async fn bind(env: &Env, wish: BindVolume) -> Result<Bound, Failure> {
     Ok(Bound::Done)
 }
 
+/// What is bound: the living staging mount, or the device of an array that takes writes. `None`: neither is there.
+async fn source_of(env: &Env, volume: VolumeId, staged: Option<String>) -> Result<Option<String>, Failure> {
+    let Some(staged) = staged else {
+        let array = env.kernel.array(volume).await?;
+        return Ok(array.filter(|array| array.state != BROKEN).map(|array| array.path));
+    };
+    let mount = env.kernel.mount_at(&staged).await?;
+    Ok(mount.filter(|mount| mount.alive && mount.volume == Some(volume)).map(|_| staged))
+}
+
 /// A mount of the volume at none of these places: another pod's. A pod that has it already is not asked, because kubelet
 /// binds parts of it to further places for that pod (`subPath`).
 async fn elsewhere(env: &Env, volume: VolumeId, known: &[&String]) -> Result<Option<String>, Failure> {
     let tidy = |path: &str| path.trim_end_matches('/').to_string();
-    let mounts = env.kernel.mounts(volume).await?;
-    Ok(mounts.into_keys().find(|at| known.iter().all(|path| tidy(path) != tidy(at))))
+    let fact = env.kernel.mounts(volume).await?;
+    Ok(fact.mounts.into_keys().chain(fact.raw).find(|at| known.iter().all(|path| tidy(path) != tidy(at))))
 }
 
 /// Unmounts what is at `target` if it is ours, and removes the empty directory.
@@ -66,7 +75,16 @@ pub async fn mounted(env: &Env, path: String) -> Result<Option<Mounted>, Failure
     let Some(volume) = mount.volume else { return Ok(None) };
     let array = env.kernel.array(volume).await?;
     let size_bytes = array.map_or(0, |array| array.size_bytes);
-    Ok(Some(Mounted { volume, alive: mount.alive, size_bytes, view: None, health: None }))
+    Ok(Some(Mounted { volume, alive: mount.alive, raw: mount.raw, size_bytes, view: None, health: None }))
+}
+
+/// What is known of a raw block volume, which is mounted nowhere when it is staged.
+pub async fn device(env: &Env, volume: VolumeId) -> Result<Option<Mounted>, Failure> {
+    let array = env.kernel.array(volume).await?;
+    Ok(array.map(|array| {
+        let (alive, size_bytes) = (array.state != BROKEN, array.size_bytes);
+        Mounted { volume, alive, raw: true, size_bytes, view: None, health: None }
+    }))
 }
 
 async fn apply(env: &Env, key: &str, op: Op) -> Result<Changed, Failure> {

@@ -4,6 +4,7 @@ use super::messages::*;
 use super::{NodeActor, TICK, bind, survey};
 use crate::failure::Failure;
 use crate::messages::{Died, Kill, Poke};
+use crate::node::volumes::{Place, Staged};
 use crate::node::{Health, VolumeView};
 use crate::sources::{Change, Seen};
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, MessageResult, ResponseFuture};
@@ -148,7 +149,8 @@ impl Handler<StageVolume> for NodeActor {
 
     fn handle(&mut self, wish: StageVolume, ctx: &mut Self::Context) -> Self::Result {
         let fresh = self.surveyed && !self.volumes.contains_key(&wish.volume);
-        let view = self.bring_up(&wish.name, wish.volume, Some(wish.target), wish.options);
+        let place = if wish.raw { Place::Raw(wish.target) } else { Place::Mounted(wish.target) };
+        let view = self.bring_up(&wish.name, wish.volume, place, wish.options);
         self.sweep(ctx);
         MessageResult(Staging { view, fresh })
     }
@@ -205,6 +207,20 @@ impl Handler<AskMounted> for NodeActor {
             let Some(mounted) = bind::mounted(&env, question.path).await? else { return Ok(None) };
             let (view, health) = known.remove(&mounted.volume).unzip();
             Ok(Some(Mounted { view, health, ..mounted }))
+        })
+    }
+}
+
+impl Handler<AskDevice> for NodeActor {
+    type Result = ResponseFuture<Result<Option<Mounted>, Failure>>;
+
+    fn handle(&mut self, question: AskDevice, _: &mut Self::Context) -> Self::Result {
+        let env = self.env.clone();
+        let volume = env.book.borrow().volume(&question.name);
+        let view = volume.and_then(|volume| self.volumes.get(&volume)).map(Staged::view);
+        Box::pin(async move {
+            let Some(volume) = volume else { return Ok(None) };
+            Ok(bind::device(&env, volume).await?.map(|device| Mounted { view, ..device }))
         })
     }
 }

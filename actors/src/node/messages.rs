@@ -29,6 +29,8 @@ pub struct StageVolume {
     pub target: String,
     /// With which options.
     pub options: Vec<String>,
+    /// It is a raw block volume: its array has to run, and nothing is mounted.
+    pub raw: bool,
 }
 
 /// A volume on its way to be mounted.
@@ -66,8 +68,8 @@ pub struct ReleaseVolume {
 pub struct BindVolume {
     /// The volume.
     pub volume: VolumeId,
-    /// Where it is staged.
-    pub source: String,
+    /// Where it is staged; `None`: it is a raw block volume, whose device is bound.
+    pub source: Option<String>,
     /// Where it is wanted.
     pub target: String,
     /// Only for reading.
@@ -105,13 +107,23 @@ pub struct AskMounted {
     pub path: String,
 }
 
+/// What is known of a raw block volume, by the name of its object.
+#[derive(Message, Debug)]
+#[rtype(result = "Result<Option<Mounted>, Failure>")]
+pub struct AskDevice {
+    /// Name.
+    pub name: String,
+}
+
 /// A volume of ours at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
     /// The volume.
     pub volume: VolumeId,
-    /// Whether the file system answers.
+    /// Whether the file system answers, or the device takes writes.
     pub alive: bool,
+    /// A raw block volume.
+    pub raw: bool,
     /// Bytes of the array below it.
     pub size_bytes: u64,
     /// How far the volume is, when this node has it staged.

@@ -8,6 +8,7 @@ use crate::shell::Report;
 use crate::status::{Put, Said};
 use meshstor_api::convert::{listen_status, node_address};
 use meshstor_api::node::QuarantinedPort;
+use meshstor_kernel::content::Content;
 use meshstor_kernel::facts::{Check, DriveClass, NodeFact, Transport};
 use meshstor_kernel::id::{DriveId, ReplicaId};
 use meshstor_plan::Reason;
@@ -177,14 +178,19 @@ fn preflight(checks: &BTreeMap<String, Check>) -> Vec<Said> {
 }
 
 /// A volume that this node consumes. `None`: nothing worth saying yet.
-pub(super) fn volume(array: &Report<ArrayReport>, stage: Option<&Report<StageReport>>) -> Option<Put> {
+pub(super) fn volume(
+    array: &Report<ArrayReport>,
+    stage: Option<&Report<StageReport>>,
+    content: Content,
+) -> Option<Put> {
     if array.revision == 0 {
         return None;
     }
     let status = &array.status;
     let array_reason = first(array, status.reason.as_ref());
     let stage_reason = stage.and_then(|stage| first(stage, stage.status.reason.as_ref()));
-    let staged = stage.is_some_and(|stage| stage.status.ready && stage.failing.is_none());
+    // A raw block volume is there as soon as its array is.
+    let staged = content == Content::Block || stage.is_some_and(|stage| stage.status.ready && stage.failing.is_none());
     let reason = array_reason.or(stage_reason);
     let healthy = said("Healthy", reason.is_none(), reason);
     let active = status.phase == ArrayPhase::Active;

@@ -51,17 +51,17 @@ fn array(phase: ArrayPhase, reason: Option<Reason>) -> Report<ArrayReport> {
 #[test]
 fn an_array_is_told_in_one_word_with_its_paths() {
     let mounted = report(StageReport { ready: true, reason: None });
-    let put = volume(&array(ArrayPhase::Active, None), Some(&mounted)).unwrap();
+    let put = volume(&array(ArrayPhase::Active, None), Some(&mounted), Content::default()).unwrap();
     let told = json!({"state": "active", "members": ["r0=local", "r1=rdma"], "copying": null});
     assert_eq!(put.fields, json!({ "array": told }));
     assert!(put.conditions.iter().all(|said| said.status));
     let frozen = Some(Reason::LastCopyFrozen { replica: ReplicaId(0) });
-    let put = volume(&array(ArrayPhase::Active, frozen), Some(&mounted)).unwrap();
+    let put = volume(&array(ArrayPhase::Active, frozen), Some(&mounted), Content::default()).unwrap();
     assert_eq!(put.fields["array"]["state"], "frozen");
     assert_eq!(put.conditions.iter().map(|said| said.status).collect::<Vec<_>>(), [true, false]);
-    let stopped = volume(&array(ArrayPhase::Released, None), None).unwrap();
+    let stopped = volume(&array(ArrayPhase::Released, None), None, Content::default()).unwrap();
     assert_eq!((stopped.conditions[0].status, stopped.conditions[0].reason.as_str()), (false, "Stopped"));
-    assert_eq!(volume(&Report::default(), None), None);
+    assert_eq!(volume(&Report::default(), None, Content::default()), None);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn progress_alone_is_telemetry() {
     let at = |percent| {
         let mut report = array(ArrayPhase::Active, Some(Reason::Resyncing { percent: 0 }));
         report.status.sync_percent = Some(percent);
-        volume(&report, None).unwrap()
+        volume(&report, None, Content::default()).unwrap()
     };
     assert_eq!(at(1).fields, at(2).fields);
     assert_ne!(at(1).telemetry, at(2).telemetry);

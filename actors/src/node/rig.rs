@@ -267,6 +267,12 @@ impl Rig {
         self.agents[node].service.node_publish_volume(held(request, 60)).await.map(|_| ())
     }
 
+    pub async fn stats(&self, node: &str, path: &str) -> proto::NodeGetVolumeStatsResponse {
+        let (volume_id, volume_path) = (VOLUME.to_string(), path.to_string());
+        let request = proto::NodeGetVolumeStatsRequest { volume_id, volume_path, ..Default::default() };
+        self.agents[node].service.node_get_volume_stats(held(request, 60)).await.unwrap().into_inner()
+    }
+
     pub async fn unpublish(&self, node: &str, target: &str) -> Result<(), Status> {
         let request = proto::NodeUnpublishVolumeRequest { volume_id: VOLUME.into(), target_path: target.into() };
         self.agents[node].service.node_unpublish_volume(held(request, 60)).await.map(|_| ())

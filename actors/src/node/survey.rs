@@ -46,7 +46,7 @@ pub struct Found {
     pub array: bool,
     /// Whether the host has controllers to its exports.
     pub connected: bool,
-    /// Where it is mounted, and whether the mounts answer.
+    /// Where its file system is mounted, and whether the mounts answer.
     pub mounts: BTreeMap<String, bool>,
 }
 
@@ -112,7 +112,7 @@ async fn look_at_copies(
 async fn look_at_volume(env: &Env, volume: VolumeId, name: Option<String>) -> Result<Found, Failure> {
     let connections = env.kernel.connections(volume).await?;
     let array = env.kernel.array(volume).await?.is_some();
-    let mounts = env.kernel.mounts(volume).await?;
+    let mounts = env.kernel.mounts(volume).await?.mounts;
     let known = name.or_else(|| env.book.borrow().volumes.get(&volume).cloned());
     let name = match known {
         Some(name) => Some(name),

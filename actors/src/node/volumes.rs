@@ -44,7 +44,7 @@ pub struct VolumeView {
 pub enum VolumeState {
     /// On its way up.
     Staging,
-    /// Mounted here, and alive.
+    /// Mounted here, and alive; or a raw block volume that was staged under this path.
     Staged(String),
     /// On its way down.
     Releasing,
@@ -78,11 +78,22 @@ impl Staged {
     }
 }
 
+/// Where a volume that is up is to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nowhere: found running without a mount, kept running.
+    Found,
+    /// Its file system is mounted here.
+    Mounted(String),
+    /// It is a raw block volume, staged under this path, where nothing is.
+    Raw(String),
+}
+
 /// Where a volume is going.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Going {
-    /// Mounted here; `None`: found running without a mount, kept running.
-    Up(Option<String>),
+    /// Up, to be had there.
+    Up(Place),
     /// Away; whether the file system's end is waited for before the array may stop.
     Down,
 }
@@ -101,7 +112,7 @@ impl NodeActor {
             tracing::info!(%volume, name = found.name, array = found.array, target, "found in the kernel");
             let name = found.name.clone().unwrap_or_else(|| volume.to_string());
             if found.array {
-                self.bring_up(&name, *volume, target, Vec::new());
+                self.bring_up(&name, *volume, target.map_or(Place::Found, Place::Mounted), Vec::new());
             } else {
                 // Connections that nothing uses: what is left of a half-done stage or unstage.
                 self.let_go(&name, *volume);
@@ -109,27 +120,34 @@ impl NodeActor {
         }
     }
 
-    /// Wants a volume mounted at `target` with these options, or at least its array running.
+    /// Wants a volume up and to be had at a place, mounted with these options.
     pub(super) fn bring_up(
         &mut self,
         name: &str,
         volume: VolumeId,
-        target: Option<String>,
+        place: Place,
         options: Vec<String>,
     ) -> watch::Receiver<VolumeView> {
         if self.stopping.is_some() {
             return ending();
         }
-        let going = Going::Up(target.clone());
-        self.head_for(name, volume, going);
+        self.head_for(name, volume, Going::Up(place.clone()));
         let array = Some(ArrayWish { volume, staged: true });
-        if target.is_none() {
-            self.arrays.want(&volume, array);
-        } else {
-            // Whoever asks must not be told what was true before a mount died, or before the volume was attached anew: the
-            // mount of a former epoch lives until its array is deposed (simulator, seed 221).
-            self.arrays.want_afresh(&volume, array);
-            self.stages.want_afresh(&volume, Some(StageWish { volume, target, options }));
+        // Whoever asks must not be told what was true before a mount died, or before the volume was attached anew: the
+        // mount of a former epoch lives until its array is deposed (simulator, seed 221).
+        match place {
+            Place::Found => {
+                self.arrays.want(&volume, array);
+            }
+            Place::Raw(_) => {
+                // One that was let go a moment ago still unmounts whatever there is of the volume.
+                self.stages.retire(&volume);
+                self.arrays.want_afresh(&volume, array);
+            }
+            Place::Mounted(target) => {
+                self.arrays.want_afresh(&volume, array);
+                self.stages.want_afresh(&volume, Some(StageWish { volume, target: Some(target), options }));
+            }
         }
         self.advance(volume)
     }
@@ -192,9 +210,9 @@ impl NodeActor {
     }
 
     fn look_up(&self, volume: VolumeId) -> (VolumeState, Option<(Reason, Class)>) {
-        let target = match self.volumes.get(&volume).map(|staged| &staged.going) {
-            Some(Going::Up(target)) => target.clone(),
-            _ => None,
+        let place = match self.volumes.get(&volume).map(|staged| &staged.going) {
+            Some(Going::Up(place)) => place.clone(),
+            _ => Place::Found,
         };
         let stage = self.stages.current(&volume);
         let mounted = stage.as_ref().is_some_and(|stage| stage.failing.is_none() && stage.status.ready);
@@ -204,8 +222,10 @@ impl NodeActor {
             let doubt = matches!(array.status.reason, Some(Reason::EpochRegressed { .. } | Reason::RecordLost { .. }));
             array.failing.is_none() && (array.status.phase == ArrayPhase::Active || doubt)
         });
-        if let (true, true, Some(target)) = (mounted, runs, target) {
-            return (VolumeState::Staged(target), None);
+        match place {
+            Place::Mounted(target) if mounted && runs => return (VolumeState::Staged(target), None),
+            Place::Raw(target) if runs => return (VolumeState::Staged(target), None),
+            _ => {}
         }
         let of_array = array.filter(|a| a.failing.is_some() || a.status.phase != ArrayPhase::Active);
         let of_array = of_array.and_then(|a| match a.failing {
@@ -294,9 +314,10 @@ impl NodeActor {
     fn report_volume(&mut self, volume: VolumeId) {
         let Some(staged) = self.volumes.get(&volume) else { return };
         let mine = staged.wired.as_ref().is_some_and(|record| record.consumer.as_ref() == Some(&self.env.me));
+        let content = staged.wired.as_ref().map(|record| record.content).unwrap_or_default();
         let object = Object::Volume(staged.name.clone());
         let array = self.arrays.report(&volume);
-        let put = array.and_then(|array| report::volume(&array, self.stages.report(&volume).as_ref()));
+        let put = array.and_then(|array| report::volume(&array, self.stages.report(&volume).as_ref(), content));
         match put {
             Some(put) if mine => {
                 self.board.put(object, put);

@@ -31,6 +31,7 @@ pub struct ArrayWorld {
     /// Devices whose re-add failed since then.
     re_add_failed: RefCell<BTreeSet<String>>,
     freeze_failed: Cell<bool>,
+    cut_off: Cell<bool>,
 }
 
 impl ArrayWorld {
@@ -45,6 +46,7 @@ impl ArrayWorld {
             own: RefCell::default(),
             re_add_failed: RefCell::default(),
             freeze_failed: Cell::new(false),
+            cut_off: Cell::new(false),
         }
     }
 
@@ -136,9 +138,10 @@ impl World<Array> for ArrayWorld {
         let array = kernel.array(self.volume).await?;
         let staged = wish.is_some_and(|wish| wish.staged);
         let live_mounts = match array {
-            Some(_) => kernel.mounts(self.volume).await?,
+            Some(_) => kernel.mounts(self.volume).await?.mounts,
             None => BTreeMap::new(),
         };
+        self.cut_off.set(self.cut_off.get() && array.is_some());
         if array.as_ref().is_none_or(|array| array.degraded == 0) {
             self.merged.borrow_mut().clear();
             self.re_add_failed.borrow_mut().clear();
@@ -158,6 +161,7 @@ impl World<Array> for ArrayWorld {
             merged: self.merged.borrow().clone(),
             re_add_failed: self.re_add_failed.borrow().clone(),
             freeze_failed: self.freeze_failed.get(),
+            cut_off: self.cut_off.get(),
         };
         if staged {
             self.probe(&mut look).await;
@@ -174,6 +178,12 @@ impl World<Array> for ArrayWorld {
                 }
                 if let Op::FreezeWrites { frozen: true, .. } = op {
                     self.freeze_failed.set(result.is_err());
+                }
+                match op {
+                    Op::CutOff { .. } => self.cut_off.set(result.is_ok()),
+                    // Somebody came and has it open: kill again.
+                    Op::StopArray { .. } if result.is_err() => self.cut_off.set(false),
+                    _ => {}
                 }
                 // What was merged stays marked while a member is missing, no longer: with one more, writes clear bits again, and
                 // whoever returns next needs its own merge (simulator, seed 4273). An answer that is an error may be late.

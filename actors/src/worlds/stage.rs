@@ -67,7 +67,7 @@ fn settled(wish: Option<&StageWish>, fs: &FsFact) -> bool {
 
 impl World<Stage> for StageWorld {
     async fn observe(&self, wish: Option<&StageWish>) -> Result<StageLook, Failure> {
-        let fs = FsFact { signature: None, mounts: self.env.kernel.mounts(self.volume).await? };
+        let fs = self.env.kernel.mounts(self.volume).await?;
         if settled(wish, &fs) && !self.broken(&fs).await? {
             let record = RecordLook::Unreachable;
             return Ok(StageLook { record, array: ArrayReport::default(), fs, blank: Vec::new() });

@@ -142,7 +142,7 @@ pub fn replica_record(replica: &MeshStorReplica) -> Result<(ReplicaId, ReplicaRe
 
 /// What a volume holds, by the word in an object.
 fn content(object: Object<'_>, field: &str, word: &str) -> Result<Content, Garbage> {
-    word.parse().map_err(|_| object.garbage(field, word, "xfs or ext4"))
+    word.parse().map_err(|_| object.garbage(field, word, "xfs, ext4 or none"))
 }
 
 /// The word for what a volume holds, where none stands for XFS.

@@ -60,7 +60,7 @@ pub struct ReplicaSpec {
     pub partition_bytes: u64,
     /// What the volume holds: a copy of its `spec.filesystem`, for the record on the drive. Absent: `xfs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = ["xfs", "ext4"], "x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.filesystem is immutable"}]))]
+    #[schemars(extend("enum" = ["xfs", "ext4", "none"], "x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.filesystem is immutable"}]))]
     pub filesystem: Option<String>,
     /// Whether it should be a member of the array.
     pub role: ReplicaRole,

@@ -53,8 +53,8 @@ pub struct VolumeSpec {
     /// Logical block size of the drives used.
     #[schemars(extend("enum" = [512, 4096]))]
     pub sector_size: u32,
-    /// File system made on first use, and never another one.
-    #[schemars(extend("enum" = ["xfs", "ext4"], "x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.filesystem is immutable"}]))]
+    /// File system made on first use, and never another one; `none`: a raw block volume, for its whole life.
+    #[schemars(extend("enum" = ["xfs", "ext4", "none"], "x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "spec.filesystem is immutable"}]))]
     pub filesystem: String,
     /// Seconds a member may be missing before it is replaced.
     #[schemars(range(min = 60))]

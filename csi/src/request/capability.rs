@@ -19,10 +19,22 @@ const MODES: &str =
 pub struct Capability {
     /// Who may use it.
     pub mode: AccessMode,
-    /// The file system, if the caller names one.
-    pub filesystem: Option<Filesystem>,
-    /// Options for mount, one by one, in the order given.
-    pub mount_flags: Vec<String>,
+    /// As what.
+    pub access: Access,
+}
+
+/// As what a volume is used.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// A file system.
+    Mount {
+        /// Which one, if the caller names one.
+        filesystem: Option<Filesystem>,
+        /// Options for mount, one by one, in the order given.
+        flags: Vec<String>,
+    },
+    /// A raw block device.
+    Block,
 }
 
 /// Who may use a volume: always one node, because a volume has one consumer.
@@ -64,6 +76,28 @@ impl Filesystem {
             "xfs" => Ok(Some(Filesystem::Xfs)),
             "ext4" => Ok(Some(Filesystem::Ext4)),
             _ => Err(Refusal::value(field, text, "xfs or ext4")),
+        }
+    }
+}
+
+/// What a volume is made for, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// This file system.
+    Files(Filesystem),
+    /// Raw block.
+    Block,
+}
+
+/// The word for a raw block volume, where others have the name of their file system.
+const BLOCK: &str = "none";
+
+impl Content {
+    /// The word in a volume's object.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Content::Files(filesystem) => filesystem.as_str(),
+            Content::Block => BLOCK,
         }
     }
 }
@@ -118,9 +152,50 @@ impl Capability {
         messages.iter().enumerate().map(|(index, message)| Self::parse(&format!("{field}[{index}]"), message)).collect()
     }
 
+    /// Whether it is used as a raw block device.
+    pub fn is_block(&self) -> bool {
+        self.access == Access::Block
+    }
+
+    /// The file system that the caller names.
+    pub fn filesystem(&self) -> Option<Filesystem> {
+        match &self.access {
+            Access::Mount { filesystem, .. } => *filesystem,
+            Access::Block => None,
+        }
+    }
+
+    /// Options for mount.
+    pub fn mount_flags(&self) -> &[String] {
+        match &self.access {
+            Access::Mount { flags, .. } => flags,
+            Access::Block => &[],
+        }
+    }
+
     /// Whether whoever uses it so only reads.
     pub fn only_reads(&self) -> bool {
-        self.mode.is_read_only() || self.mount_flags.iter().any(|flag| flag == "ro")
+        self.mode.is_read_only() || self.mount_flags().iter().any(|flag| flag == "ro")
+    }
+
+    /// Why a volume cannot be used so; `None` when it can. `made_for` is the word in its object ([`Content::as_str`]): a
+    /// volume is one thing for its whole life.
+    pub fn unfit(&self, made_for: &str) -> Option<String> {
+        match (&self.access, made_for == BLOCK) {
+            (Access::Block, false) => Some(format!(
+                "volume_capability.block: the volume was made with the file system {made_for}: \
+                 allowed is volumeMode Filesystem"
+            )),
+            (Access::Mount { .. }, true) => Some(
+                "volume_capability.mount: the volume was made as a raw block device: allowed is volumeMode Block"
+                    .into(),
+            ),
+            (Access::Mount { filesystem: Some(wanted), .. }, false) if wanted.as_str() != made_for => {
+                let wanted = wanted.as_str();
+                Some(format!("volume_capability.mount.fs_type is {wanted}: the volume was made for {made_for}"))
+            }
+            _ => None,
+        }
     }
 
     fn parse(field: &str, message: &VolumeCapability) -> Result<Self, Refusal> {
@@ -128,9 +203,7 @@ impl Capability {
         let mode = AccessMode::parse(field, mode)?;
         match &message.access_type {
             None => Err(Refusal::missing(format!("{field}.access_type"))),
-            Some(AccessType::Block(_)) => {
-                Err(Refusal::not_available(format!("{field}.block"), "raw block volumes are", "volumeMode Filesystem"))
-            }
+            Some(AccessType::Block(_)) => Ok(Self { mode, access: Access::Block }),
             Some(AccessType::Mount(mount)) => Self::mount(field, mode, mount),
         }
     }
@@ -144,8 +217,8 @@ impl Capability {
                 "fsGroup applied by Kubernetes",
             ));
         }
-        let mount_flags = options::parse(&format!("{field}.mount.mount_flags"), &mount.mount_flags)?;
-        Ok(Self { mode, filesystem, mount_flags })
+        let flags = options::parse(&format!("{field}.mount.mount_flags"), &mount.mount_flags)?;
+        Ok(Self { mode, access: Access::Mount { filesystem, flags } })
     }
 }
 
@@ -198,9 +271,9 @@ mod tests {
     #[test]
     fn access_types() {
         assert!(refusal(&message(1, None)).starts_with("volume_capability.access_type is missing"));
-        assert!(
-            refusal(&message(1, Some(AccessType::Block(BlockVolume {})))).contains("not available in this version")
-        );
+        let block = Some(AccessType::Block(BlockVolume {}));
+        assert!(Capability::parse("c", &message(1, block.clone())).is_ok_and(|c| c.is_block() && !c.only_reads()));
+        assert!(refusal(&message(5, block)).contains("used by one node at a time"), "a block device is no exception");
         assert_eq!(
             refusal(&message(1, mount("btrfs", &[]))),
             "volume_capability.mount.fs_type is \"btrfs\": allowed is xfs or ext4"
@@ -213,7 +286,7 @@ mod tests {
 
     #[test]
     fn xfs_ext4_or_nothing_may_be_named() {
-        let named = |fs_type: &str| Capability::parse("c", &message(1, mount(fs_type, &[]))).map(|c| c.filesystem);
+        let named = |fs_type: &str| Capability::parse("c", &message(1, mount(fs_type, &[]))).map(|c| c.filesystem());
         assert_eq!(named(""), Ok(None));
         assert_eq!(named("xfs"), Ok(Some(Filesystem::Xfs)));
         assert_eq!(named("ext4"), Ok(Some(Filesystem::Ext4)));
@@ -225,12 +298,33 @@ mod tests {
         let capability = Capability::parse("c", &message(1, mount("xfs", &["noatime", "discard,ro"])));
         let expected = Capability {
             mode: AccessMode::SingleNodeWriter,
-            filesystem: Some(Filesystem::Xfs),
-            mount_flags: vec!["noatime".into(), "discard".into(), "ro".into()],
+            access: Access::Mount {
+                filesystem: Some(Filesystem::Xfs),
+                flags: vec!["noatime".into(), "discard".into(), "ro".into()],
+            },
         };
         assert_eq!(capability, Ok(expected));
         let text = refusal(&message(1, mount("", &["noatime", "nouuid"])));
         assert!(text.starts_with("volume_capability.mount.mount_flags[1] has the option nouuid"), "{text}");
+    }
+
+    #[test]
+    fn a_volume_is_one_thing_for_its_whole_life() {
+        let used = |access_type| Capability::parse("c", &message(1, access_type)).ok();
+        let unfit = |access_type, made_for: &str| used(access_type).and_then(|c| c.unfit(made_for));
+        let block = || Some(AccessType::Block(BlockVolume {}));
+        for (access_type, made_for) in
+            [(mount("", &[]), "xfs"), (mount("", &[]), "ext4"), (mount("ext4", &[]), "ext4"), (block(), "none")]
+        {
+            assert_eq!(unfit(access_type, made_for), None);
+        }
+        assert!(unfit(mount("ext4", &[]), "xfs").unwrap().contains("fs_type is ext4: the volume was made for xfs"));
+        assert!(
+            unfit(mount("", &[]), "none").unwrap().starts_with("volume_capability.mount: the volume was made as a raw")
+        );
+        assert!(
+            unfit(block(), "xfs").unwrap().starts_with("volume_capability.block: the volume was made with the file")
+        );
     }
 
     #[test]

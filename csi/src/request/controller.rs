@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use tonic::Code;
 
-use super::capability::{Capability, Filesystem};
+use super::capability::{Capability, Content, Filesystem};
 use super::capacity::CapacityRange;
 use super::claim::Claim;
 use super::field;
@@ -28,8 +28,8 @@ pub struct CreateVolume {
     pub capacity: CapacityRange,
     /// What the StorageClass says.
     pub parameters: VolumeParameters,
-    /// The file system, from capabilities and parameters together.
-    pub filesystem: Filesystem,
+    /// What it is made for, from capabilities and parameters together.
+    pub content: Content,
     /// How it will be used; at least one entry.
     pub capabilities: Vec<Capability>,
     /// Where it must and should be reachable.
@@ -42,8 +42,8 @@ impl CreateVolume {
     /// What makes two concurrent calls the same: all but the topology, because a name asked for again from elsewhere
     /// still means the volume that is being made (K7), and but the claim, which changes nothing about the volume.
     pub fn fingerprint(&self) -> Fingerprint {
-        let Self { name, capacity, parameters, filesystem, capabilities, topology: _, claim: _ } = self;
-        Fingerprint::of("CreateVolume", &(name, capacity, parameters, filesystem, capabilities))
+        let Self { name, capacity, parameters, content, capabilities, topology: _, claim: _ } = self;
+        Fingerprint::of("CreateVolume", &(name, capacity, parameters, content, capabilities))
     }
 }
 
@@ -66,7 +66,7 @@ impl TryFrom<&proto::CreateVolumeRequest> for CreateVolume {
         Ok(Self {
             name,
             capacity: CapacityRange::for_create(message.capacity_range.as_ref())?,
-            filesystem: filesystem(&parameters, &capabilities)?,
+            content: content(&parameters, &capabilities)?,
             claim: Claim::read(&message.parameters),
             parameters,
             capabilities,
@@ -78,10 +78,28 @@ impl TryFrom<&proto::CreateVolumeRequest> for CreateVolume {
     }
 }
 
+/// What a volume is made for: one access type for its whole life. A StorageClass may name a file system that a raw block
+/// volume has no use for, because it serves claims of both modes.
+fn content(parameters: &VolumeParameters, capabilities: &[Capability]) -> Result<Content, Refusal> {
+    let block = capabilities.iter().position(Capability::is_block);
+    let mount = capabilities.iter().position(|capability| !capability.is_block());
+    match (block, mount) {
+        (Some(block), Some(mount)) => {
+            let message = format!(
+                "{CAPABILITIES}[{block}] is block and {CAPABILITIES}[{mount}] is mount: \
+                 allowed is one access type for the life of a volume"
+            );
+            Err(Refusal::new(Code::InvalidArgument, CAPABILITIES, message))
+        }
+        (Some(_), None) => Ok(Content::Block),
+        (None, _) => filesystem(parameters, capabilities).map(Content::Files),
+    }
+}
+
 /// The file system that was named, or the default. Capabilities and parameters may all name one, and it has to be one.
 fn filesystem(parameters: &VolumeParameters, capabilities: &[Capability]) -> Result<Filesystem, Refusal> {
     let of_capabilities = capabilities.iter().enumerate().filter_map(|(index, capability)| {
-        Some((format!("{CAPABILITIES}[{index}].mount.fs_type"), capability.filesystem?))
+        Some((format!("{CAPABILITIES}[{index}].mount.fs_type"), capability.filesystem()?))
     });
     let of_parameters = parameters.filesystem.map(|filesystem| (format!("parameters.{KUBERNETES_FSTYPE}"), filesystem));
     let mut named = of_capabilities.chain(of_parameters);

@@ -31,7 +31,7 @@ fn the_least_request_gets_all_defaults() {
     assert_eq!(volume.name, "pvc-1");
     assert_eq!(volume.capacity.bytes, BYTES_DEFAULT);
     assert_eq!(volume.parameters, VolumeParameters::default());
-    assert_eq!(volume.filesystem, Filesystem::Xfs);
+    assert_eq!(volume.content, Content::Files(Filesystem::Xfs));
     assert_eq!(volume.topology, TopologyRequirement::default());
 }
 
@@ -48,11 +48,11 @@ fn all_that_name_a_file_system_name_the_same() {
             .collect();
         let parameters = of_parameters.map(|word| ("csi.storage.k8s.io/fstype".to_owned(), word.to_owned()));
         message.parameters = parameters.into_iter().collect();
-        CreateVolume::try_from(&message).map(|volume| volume.filesystem).map_err(|refusal| refusal.message)
+        CreateVolume::try_from(&message).map(|volume| volume.content).map_err(|refusal| refusal.message)
     };
-    assert_eq!(named(&["ext4"], None), Ok(Filesystem::Ext4));
-    assert_eq!(named(&["", "ext4"], Some("ext4")), Ok(Filesystem::Ext4));
-    assert_eq!(named(&[""], Some("ext4")), Ok(Filesystem::Ext4));
+    assert_eq!(named(&["ext4"], None), Ok(Content::Files(Filesystem::Ext4)));
+    assert_eq!(named(&["", "ext4"], Some("ext4")), Ok(Content::Files(Filesystem::Ext4)));
+    assert_eq!(named(&[""], Some("ext4")), Ok(Content::Files(Filesystem::Ext4)));
     let two = named(&["", "ext4", "xfs"], None).unwrap_err();
     assert_eq!(
         two,
@@ -61,6 +61,20 @@ fn all_that_name_a_file_system_name_the_same() {
     );
     let third = named(&["ext4"], Some("xfs")).unwrap_err();
     assert!(third.starts_with("parameters.csi.storage.k8s.io/fstype is xfs and volume_capabilities[0]"), "{third}");
+}
+
+#[test]
+fn a_raw_block_volume_has_no_file_system_and_no_other_use() {
+    let block =
+        || proto::VolumeCapability { access_type: Some(AccessType::Block(Default::default())), ..capability(1) };
+    let mut message = create();
+    message.volume_capabilities = vec![block(), block()];
+    message.parameters.insert("csi.storage.k8s.io/fstype".into(), "ext4".into());
+    assert_eq!(CreateVolume::try_from(&message).unwrap().content, Content::Block);
+    message.volume_capabilities.push(capability(1));
+    let refusal = CreateVolume::try_from(&message).unwrap_err();
+    assert_eq!((refusal.code, refusal.field.as_ref()), (Code::InvalidArgument, "volume_capabilities"));
+    assert!(refusal.message.starts_with("volume_capabilities[0] is block and volume_capabilities[2] is mount"));
 }
 
 #[test]

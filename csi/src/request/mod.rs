@@ -18,7 +18,7 @@ mod options;
 mod parameters;
 mod topology;
 
-pub use capability::{AccessMode, Capability, Filesystem};
+pub use capability::{Access, AccessMode, Capability, Content, Filesystem};
 pub use capacity::{BYTES_DEFAULT, BYTES_MIN, CapacityRange, MIB};
 pub use claim::Claim;
 pub use context::PublishContext;

@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode};
 #[command(after_help = "Example:\n  cargo xtask sanity")]
 pub struct Arguments {}
 
-/// Builds and runs; the last line is `sanity: N passed, N failed, N skipped`.
+/// Builds and runs, for mounted and for raw block volumes; the last line is `sanity: N passed, N failed, N skipped`.
 pub fn run(_: &Arguments) -> Result<ExitCode> {
     let status = command()?.status().context("run meshstor-demo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -108,6 +108,13 @@ pub struct ArrayFact {
     pub holders: BTreeSet<String>,
 }
 
+impl ArrayFact {
+    /// Kernel objects on top of it. Simulated kernels list processes as well, which can be killed.
+    pub fn kernel_holders(&self) -> impl Iterator<Item = &String> {
+        self.holders.iter().filter(|holder| !holder.starts_with("process "))
+    }
+}
+
 /// Speed limits of an array's resyncs and recoveries (`sync_speed_min`, `sync_speed_max`), for each member, in KiB/s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyncSpeed {

@@ -2,7 +2,7 @@
 //!
 //! Called by the seam. It knows which file carries out what, and nothing else.
 
-use super::{Shared, cache, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe};
+use super::{Shared, cache, cut_off, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe};
 use crate::error::{KernelError, Result};
 use crate::facts::{BlankData, Listen};
 use crate::id::{ExportKey, NodeName, Nqn, VolumeId};
@@ -114,6 +114,7 @@ fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
         Op::BindMount { source, target, read_only } => fs::bind(root, source, target, *read_only),
         Op::Unmount { target, lazy } => fs::unmount(root, target, *lazy),
         Op::ShutdownFilesystem { volume } => fs::shut_down(root, *volume),
+        Op::CutOff { volume, .. } => cut_off::cut_off(root, *volume, &op.to_string()),
         Op::KillOpeners { volume } => {
             let device = md::find(root, *volume).and_then(|name| md::device_number(root, &name));
             device.map_or(Ok(Changed::No), |device| openers::kill_all(root, &op.to_string(), device))

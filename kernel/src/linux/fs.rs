@@ -81,11 +81,11 @@ pub(super) async fn observe(shared: &Arc<Shared>, volume: VolumeId) -> Result<Fs
 
 /// The mounts of an array, with whether each still answers. Blocking.
 pub(super) fn mounts_of(root: &Root, volume: VolumeId) -> Result<FsFact> {
-    let Some(device) = md::find(root, volume).and_then(|name| md::device_number(root, &name)) else {
-        return Ok(FsFact::default());
-    };
+    let array = md::find(root, volume).and_then(|name| Some((md::device_number(root, &name)?, name)));
+    let Some((device, name)) = array else { return Ok(FsFact::default()) };
     let table = mounts::read(root)?;
-    let mut fact = FsFact::default();
+    let raw = mounts::of_node(&table, &name).map(|mount| mount.target.clone()).collect();
+    let mut fact = FsFact { raw, ..FsFact::default() };
     for mount in mounts::of_device(&table, device) {
         fact.signature = Some(mount.fs.clone());
         fact.mounts.insert(mount.target.clone(), alive(mount));
@@ -98,15 +98,16 @@ pub fn mount_at(root: &Root, target: &str) -> Result<Option<(MountFact, Option<S
     let table = mounts::read(root)?;
     let Some(mount) = mounts::at(&table, target) else { return Ok(None) };
     let of_device = md::names(root).into_iter().find(|name| md::device_number(root, name) == Some(mount.device));
-    // The node of a raw volume, bound onto a file: mountinfo names the node below devtmpfs.
-    let node = || mount.root.strip_prefix('/').filter(|name| md::minor(name).is_some()).map(String::from);
-    let raw = if mount.fs == "devtmpfs" { node() } else { None };
-    let alive = match &raw {
-        Some(array) => md::dir(root, array).is_dir(),
+    // The node of a raw volume, bound onto a file.
+    let node = mount.node().filter(|(name, _)| md::minor(name).is_some());
+    let alive = match node {
+        Some((array, there)) => there && md::dir(root, array).is_dir(),
         None => alive(mount),
     };
-    let fact = MountFact { volume: None, source: mount.source.clone(), alive, read_only: mount.read_only() };
-    Ok(Some((fact, of_device.or(raw))))
+    let (raw, read_only) = (node.is_some(), mount.read_only());
+    let fact = MountFact { volume: None, source: mount.source.clone(), alive, raw, read_only };
+    let bound = node.filter(|(_, there)| *there).map(|(array, _)| array.to_string());
+    Ok(Some((fact, of_device.or(bound))))
 }
 
 /// Whether a mounted file system still works. `statfs` fails on none that is shut down, and waits on none. XFS refuses to
@@ -154,9 +155,11 @@ fn unmounted(root: &Root, volume: VolumeId) -> Result<String> {
     let name =
         md::find(root, volume).ok_or_else(|| KernelError::refuse(&op, volume.short(), "the volume has no array"))?;
     let number = md::device_number(root, &name).unwrap_or_default();
-    match mounts::of_device(&mounts::read(root)?, number).next() {
-        Some(mount) => Err(KernelError::refuse(op, name, format!("it is mounted at {}", mount.target))),
-        None => Ok(attr::show(&root.dev.join(name))),
+    let table = mounts::read(root)?;
+    let mut mounted = mounts::of_device(&table, number).chain(mounts::of_node(&table, &name));
+    match mounted.next() {
+        Some(mount) => Err(KernelError::refuse(op, &name, format!("it is mounted at {}", mount.target))),
+        None => Ok(attr::show(&root.dev.join(&name))),
     }
 }
 

@@ -112,7 +112,8 @@ fn look(root: &Root, name: String, mounts: &[Mount]) -> ArrayFact {
     let dir = block.join("md");
     let text = |attribute: &str| attr::read_opt(&dir.join(attribute)).unwrap_or_default();
     let device = device_number(root, &name);
-    let targets = |device| mounts::of_device(mounts, device).map(|mount| mount.target.clone()).collect();
+    let files = device.into_iter().flat_map(|device| mounts::of_device(mounts, device));
+    let targets = files.chain(mounts::of_node(mounts, &name)).map(|mount| mount.target.clone()).collect();
     ArrayFact {
         path: attr::show(&root.dev.join(&name)),
         state: text("array_state"),
@@ -128,7 +129,7 @@ fn look(root: &Root, name: String, mounts: &[Mount]) -> ArrayFact {
         sync_speed: pace::speed(&dir),
         sync_held: pace::held(&dir),
         members: members(&dir),
-        mounts: device.map(targets).unwrap_or_default(),
+        mounts: targets,
         holders: attr::names(&block.join("holders")).into_iter().collect::<BTreeSet<_>>(),
         name,
     }

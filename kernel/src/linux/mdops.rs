@@ -8,6 +8,7 @@ use super::attr;
 use super::fabrics;
 use super::md::{self, Minors};
 use super::mounts;
+use super::openers;
 use super::root::Root;
 use crate::error::{KernelError, Result};
 use crate::id::VolumeId;
@@ -356,10 +357,12 @@ pub fn stop_foreign(root: &Root, name: &str) -> Result<Changed> {
 
 fn unused(root: &Root, op: &str, name: &str) -> Result<()> {
     let device = md::device_number(root, name).unwrap_or_default();
-    if let Some(mount) = mounts::of_device(&mounts::read(root)?, device).next() {
+    let table = mounts::read(root)?;
+    if let Some(mount) = mounts::of_device(&table, device).chain(mounts::of_node(&table, name)).next() {
         return Err(KernelError::refuse(op, name, format!("it is mounted at {}", mount.target)));
     }
-    let holders = md::holders(root, name);
+    let loops = openers::loops(root, device).into_iter().map(|(name, _)| name);
+    let holders: Vec<String> = md::holders(root, name).into_iter().chain(loops).collect();
     if !holders.is_empty() {
         return Err(KernelError::refuse(op, name, format!("{} holds it", holders.join(", "))));
     }

@@ -16,6 +16,7 @@ pub mod cache;
 pub mod classify;
 pub mod clock;
 pub mod cmd;
+pub mod cut_off;
 pub mod drives;
 pub mod fabrics;
 pub mod fs;
@@ -257,12 +258,10 @@ impl Kernel for Linux {
         probe::member(&self.shared.ring, device, data_too).await
     }
 
-    async fn mounts(&self, volume: VolumeId) -> Result<BTreeMap<String, bool>> {
+    async fn mounts(&self, volume: VolumeId) -> Result<FsFact> {
         self.shared.volumes.note(volume);
-        self.shared
-            .look("observe mounts", move |shared| fs::mounts_of(&shared.root, volume))
-            .await
-            .map(|fact| fact.mounts)
+        let fact = self.shared.look("observe mounts", move |shared| fs::mounts_of(&shared.root, volume)).await?;
+        Ok(FsFact { signature: None, ..fact })
     }
 
     async fn filesystem(&self, volume: VolumeId) -> Result<FsFact> {

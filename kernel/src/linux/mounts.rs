@@ -34,6 +34,16 @@ impl Mount {
         has_option(&self.options, "ro") || has_option(&self.super_options, "ro")
     }
 
+    /// The device node that is bound there, and whether it is still the node of a device: once the device is gone, and
+    /// whoever comes under its name later, mountinfo calls the old node deleted (fs/d_path.c `prepend_path`).
+    pub fn node(&self) -> Option<(&str, bool)> {
+        let name = self.root.strip_prefix('/').filter(|name| self.fs == "devtmpfs" && !name.is_empty())?;
+        match name.strip_suffix("//deleted") {
+            Some(gone) => Some((gone, false)),
+            None => Some((name, true)),
+        }
+    }
+
     /// Whether the file system says of itself that it is shut down (ext4 since 6.14, super.c `_ext4_show_options`), or has
     /// turned read-only by itself after an error (ext4 before that: its own flag changes, that of the mount does not).
     pub fn says_shut_down(&self) -> bool {
@@ -52,6 +62,11 @@ pub fn read(root: &Root) -> Result<Vec<Mount>> {
 /// Mounts of a device, by its number.
 pub fn of_device(mounts: &[Mount], device: (u32, u32)) -> impl Iterator<Item = &Mount> {
     mounts.iter().filter(move |mount| mount.device == device)
+}
+
+/// Places where the node of a device is bound to, by its kernel name: mountinfo names it below devtmpfs.
+pub fn of_node<'a>(mounts: &'a [Mount], name: &'a str) -> impl Iterator<Item = &'a Mount> {
+    mounts.iter().filter(move |mount| mount.node() == Some((name, true)))
 }
 
 /// What is mounted at exactly this path now: the last one mounted there hides the others.
@@ -133,13 +148,16 @@ mod tests {
 90 28 9:1000 / /var/lib/kubelet/my\\040vol rw,noatime shared:40 - xfs /dev/md1000 rw,attr2
 91 28 9:1000 /sub /pods/a ro,noatime shared:40 master:2 - xfs /dev/md1000 rw,attr2
 92 28 9:1001 / /pods/a rw - ext4 /dev/md1001 ro,shutdown
+93 28 0:6 /md1002 /pods/b/raw rw - devtmpfs udev rw,size=1k
+94 28 0:6 /md1003//deleted /pods/c/raw rw - devtmpfs udev rw,size=1k
+95 28 0:6 / /dev rw - devtmpfs udev rw,size=1k
 garbage
 ";
 
     #[test]
     fn lines_with_any_number_of_tags_and_escapes_are_understood() {
         let mounts = parse(TEXT);
-        assert_eq!(mounts.len(), 5);
+        assert_eq!(mounts.len(), 8);
         assert_eq!(mounts[2].target, "/var/lib/kubelet/my vol");
         assert_eq!((mounts[2].device, mounts[2].fs.as_str(), mounts[2].id), ((9, 1000), "xfs", 90));
         assert_eq!((mounts[3].root.as_str(), mounts[3].read_only()), ("/sub", true));
@@ -153,5 +171,15 @@ garbage
         assert_eq!(covering(&mounts, "/pods/a/file").unwrap().id, 92);
         assert_eq!(covering(&mounts, "/pods/ab").unwrap().id, 28);
         assert_eq!(of_device(&mounts, (9, 1000)).count(), 2);
+    }
+
+    #[test]
+    fn a_bound_device_node_is_told_from_one_whose_device_is_gone() {
+        let mounts = parse(TEXT);
+        let raw = |name: &str| of_node(&mounts, name).map(|mount| mount.target.clone()).collect::<Vec<_>>();
+        assert_eq!(raw("md1002"), ["/pods/b/raw"]);
+        assert!(raw("md1003").is_empty());
+        assert_eq!(at(&mounts, "/pods/c/raw").unwrap().node(), Some(("md1003", false)));
+        assert_eq!((at(&mounts, "/dev").unwrap().node(), at(&mounts, "/pods/a").unwrap().node()), (None, None));
     }
 }

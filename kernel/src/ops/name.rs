@@ -43,6 +43,7 @@ impl Op {
             Op::BindMount { .. } => "bind-mount",
             Op::Unmount { .. } => "unmount",
             Op::KillOpeners { .. } => "kill-openers",
+            Op::CutOff { .. } => "cut-off",
             Op::ShutdownFilesystem { .. } => "shutdown-filesystem",
         }
     }

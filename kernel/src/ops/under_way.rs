@@ -38,7 +38,7 @@ impl Op {
             | Op::MakeFilesystem { volume, .. }
             | Op::StopArray { volume } => format!("array {volume}"),
             Op::FreezeWrites { volume, .. } => format!("freezer of {volume}"),
-            Op::KillOpeners { volume } => format!("openers of {volume}"),
+            Op::KillOpeners { volume } | Op::CutOff { volume, .. } => format!("openers of {volume}"),
             Op::ShutdownFilesystem { volume } => format!("file system of {volume}"),
             Op::StopForeignArray { name } => format!("foreign array {name}"),
             Op::Mount { target, .. } | Op::BindMount { target, .. } | Op::Unmount { target, .. } => {

@@ -4,6 +4,7 @@
 //! member is stuck. Applications' blocks begin behind the file system's own. Called by the job dispatch and by the
 //! workload; it never looks at members: everything goes through the array.
 
+use super::bio::Dev;
 use super::job::{Step, errno};
 use super::laws::Law;
 use super::md::io::Ask;
@@ -14,7 +15,6 @@ use crate::error::KernelError;
 use crate::facts::FsFact;
 use crate::id::VolumeId;
 use crate::ops::{Changed, FormatPermit, Op};
-use std::collections::BTreeMap;
 
 /// Blocks at the start of an array that belong to the file system: 0 its mark, 1 its log, 2 half-made content.
 pub(super) const FS_BLOCKS: u64 = 16;
@@ -117,7 +117,7 @@ impl State {
     pub(super) fn filesystem_fact(&self, node: usize, volume: VolumeId) -> Option<FsFact> {
         let Some(array) = self.array_of(node, volume) else { return Some(FsFact::default()) };
         let instance = self.arrays.get(&array).and_then(|a| a.fs.clone());
-        let mounts = self.mounts_fact(node, volume);
+        let fact = self.mounts_fact(node, volume);
         let signature = match instance {
             // Mounted: the mount table names it, no read is needed.
             Some(instance) => Some(instance.kind),
@@ -128,15 +128,22 @@ impl State {
                 kind_of(mark).or_else(|| (other != 0).then(|| "unknown".into()))
             }
         };
-        Some(FsFact { signature, mounts })
+        Some(FsFact { signature, ..fact })
     }
 
     /// Mounts of a volume's array; no device is read.
-    pub(super) fn mounts_fact(&self, node: usize, volume: VolumeId) -> BTreeMap<String, bool> {
-        let Some(array) = self.array_of(node, volume) else { return BTreeMap::new() };
+    pub(super) fn mounts_fact(&self, node: usize, volume: VolumeId) -> FsFact {
+        let Some(array) = self.array_of(node, volume) else { return FsFact::default() };
         let alive = self.arrays.get(&array).and_then(|a| a.fs.as_ref()).is_none_or(|fs| fs.alive);
-        let mine = self.nodes[node].mounts.iter().filter(|(_, layers)| layers.iter().any(|m| m.array == array));
-        mine.map(|(target, _)| (target.clone(), alive)).collect()
+        let mut fact = FsFact::default();
+        for (target, layers) in &self.nodes[node].mounts {
+            match layers.iter().rev().find(|m| m.array == array) {
+                Some(mount) if mount.raw => drop(fact.raw.insert(target.clone())),
+                Some(_) => drop(fact.mounts.insert(target.clone(), alive)),
+                None => {}
+            }
+        }
+        fact
     }
 
     pub(super) fn fs_alive(&self, array: u64) -> bool {
@@ -150,6 +157,7 @@ impl State {
             volume: array.and_then(|a| a.volume),
             source: mount.source.clone(),
             alive: array.is_some_and(|a| mount.raw || a.fs.as_ref().is_some_and(|f| f.alive)),
+            raw: mount.raw,
             read_only: mount.read_only,
         })
     }
@@ -348,6 +356,29 @@ impl State {
         self.nodes[node].openers.retain(|_, o| o.array != array);
         let killed = self.kill_callers(array);
         Step::changed(killed || self.nodes[node].openers.len() != before)
+    }
+
+    /// The array of a deposed raw volume takes no write any more; whoever waits is killed, what was frozen goes on.
+    pub(super) fn op_cut_off(&mut self, node: usize, op: &Op, volume: VolumeId) -> Step {
+        let Some(id) = self.array_of(node, volume) else { return Step::done(Changed::No) };
+        let Some(a) = self.arrays.get(&id) else { return Step::done(Changed::No) };
+        let good: Vec<(String, Dev)> =
+            a.members.iter().filter(|(_, m)| m.good()).map(|(n, m)| (n.clone(), m.dev)).collect();
+        let lost = |dev: &Dev| matches!(self.reach(node, *dev), super::host::Reach::Gone);
+        let (gone, there): (Vec<_>, Vec<_>) = good.into_iter().partition(|(_, dev)| lost(dev));
+        if there.len() > 1 {
+            let detail = "another member is still there beside the last one";
+            return Step::fail(KernelError::wait(op.name(), volume.to_string(), detail));
+        }
+        for (name, _) in gone.into_iter().chain(there) {
+            self.fail_member(id, &name, "the volume was deposed");
+        }
+        self.op_kill_openers(node, volume);
+        for member in self.arrays.get_mut(&id).into_iter().flat_map(|a| a.members.values_mut()) {
+            member.blocked = false;
+        }
+        self.hint_array(id);
+        Step::done(Changed::Yes)
     }
 
     pub(super) fn op_shutdown(&mut self, node: usize, volume: VolumeId) -> Step {

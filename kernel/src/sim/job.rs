@@ -212,6 +212,7 @@ impl State {
             Op::Unmount { target, lazy } => self.op_unmount(node, &op, target, *lazy, id),
             Op::KillOpeners { volume } => self.op_kill_openers(node, *volume),
             Op::ShutdownFilesystem { volume } => self.op_shutdown(node, *volume),
+            Op::CutOff { volume, .. } => self.op_cut_off(node, &op, *volume),
         }
     }
 }

@@ -140,7 +140,7 @@ impl Kernel for SimKernel {
         }
     }
 
-    async fn mounts(&self, volume: VolumeId) -> Result<BTreeMap<String, bool>> {
+    async fn mounts(&self, volume: VolumeId) -> Result<FsFact> {
         self.see("mounts", |s, n| s.mounts_fact(n, volume)).await
     }
 

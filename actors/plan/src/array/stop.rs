@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::record::Change;
+use meshstor_kernel::content::Content;
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 
@@ -16,7 +17,7 @@ pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
             && newest_epoch(look).is_none_or(|epoch| epoch <= record.epoch)
             && (record.consumer.as_ref() != Some(&look.me) || members(array, look).any(|(k, _)| k.epoch < record.epoch))
         {
-            return depose(volume, record.epoch, array, look);
+            return depose(record, array, look);
         }
         let users = array.mounts.iter().chain(&array.holders).cloned().collect::<Vec<_>>();
         if !users.is_empty() {
@@ -41,7 +42,11 @@ pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
 
 /// A higher epoch has another consumer: shut the file system down before anything that waits can be released as a
 /// success on the local copy, then delete the controllers, unmount lazily, stop the array. The data are kept.
-pub(super) fn depose(volume: VolumeId, epoch: Epoch, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+pub(super) fn depose(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let (volume, epoch) = (record.volume, record.epoch);
+    if record.content == Content::Block {
+        return depose_raw(record, array, look);
+    }
     let status = report(look, Some(Reason::Deposed { epoch }));
     let too_early = mutant::on(Mutant::ReleaseBeforeShutdown) && look.connections.keys().any(|key| key.epoch < epoch);
     if !(look.live_mounts.is_empty() || too_early) {
@@ -66,4 +71,41 @@ pub(super) fn depose(volume: VolumeId, epoch: Epoch, array: &ArrayFact, look: &A
         return Plan::step(op, status);
     }
     Plan::step(Op::StopArray { volume }, status)
+}
+
+/// The same without a file system that could be shut down. Whoever has the device open is killed before anything that
+/// waits is released ([`Op::Abandon`] does both). But a container that kubelet starts anew has it open again, and would
+/// write to the local copy alone: so that one is frozen before the last connection goes, and thawed when the array
+/// refuses every write ([`Op::CutOff`]).
+fn depose_raw(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
+    let (volume, epoch) = (record.volume, record.epoch);
+    let status = report(look, Some(Reason::Deposed { epoch }));
+    // Whoever uses what a kernel holder (dm) makes of it cannot be killed: stay frozen and say so.
+    let kernel: Vec<String> = array.kernel_holders().cloned().collect();
+    if !kernel.is_empty() {
+        return Plan::look_in(report(look, Some(Reason::Busy { holder: kernel.join(", ") })), SOON);
+    }
+    if let Some(key) = look.connections.keys().find(|key| key.epoch < epoch) {
+        let op = match open_local(array, look) {
+            // A freeze that hangs on MD's mutex must not keep what is fenced already: then the kill has to do.
+            Some(component) if !look.freeze_failed => Op::FreezeWrites { volume, component, frozen: true },
+            _ => Op::Abandon { key: *key, deposed_by: epoch },
+        };
+        return Plan::step(op, status);
+    }
+    if !look.cut_off {
+        return Plan::step(Op::CutOff { volume, deposed_by: epoch }, status);
+    }
+    if let Some(target) = array.mounts.iter().next() {
+        return Plan::step(Op::Unmount { target: target.clone(), lazy: true }, status);
+    }
+    Plan::step(Op::StopArray { volume }, status)
+}
+
+/// This node's own member, while it takes writes.
+fn open_local(array: &ArrayFact, look: &ArrayLook) -> Option<String> {
+    let open = |member: &MemberFact| member.in_sync() && !member.flags.contains("blocked");
+    let mut local = look.candidates.values().filter(|candidate| candidate.local);
+    let found = local.find(|candidate| array.members.get(&candidate.component).is_some_and(open));
+    found.map(|candidate| candidate.component.clone())
 }

@@ -5,6 +5,7 @@ use super::*;
 use crate::Step;
 use crate::record::*;
 use crate::testing::volume;
+use meshstor_kernel::content::Content;
 
 #[test]
 fn a_record_in_doubt_starts_nothing_and_stops_nothing() {
@@ -106,6 +107,33 @@ fn a_deposed_consumer_shuts_down_before_it_lets_go() {
         at.member("nvme0n1p1").flags.remove("blocked");
         assert_eq!(at.name(), "stop-array");
     }
+}
+
+#[test]
+fn a_deposed_raw_volume_takes_no_write_before_its_last_connection_goes_and_none_after() {
+    let mut at = At::healthy();
+    at.record().content = Content::Block;
+    at.record().epoch = EPOCH + 2;
+    at.record().consumer = Some(NodeName("c".into()));
+    at.array().mounts.insert("/pod/raw".into());
+    at.array().holders.insert("dm-3".into());
+    assert_eq!((at.name(), at.reason()), ("rest", "Busy"), "nobody can kill what writes through it");
+    at.array().holders = BTreeSet::from(["process 7".to_string()]);
+    let freeze = at.plan().next.map(|step| step.to_string()).unwrap_or_default();
+    assert!(freeze.starts_with("freeze-writes") && freeze.ends_with("nvme0n1p1 on"), "{freeze}");
+    at.0.freeze_failed = true;
+    assert_eq!(at.name(), "abandon", "a freeze that hangs keeps nobody");
+    at.0.freeze_failed = false;
+    at.member("nvme0n1p1").flags.insert("blocked".into());
+    assert_eq!(at.name(), "abandon");
+    at.0.connections.clear();
+    // Not before the array refuses writes is anything thawed, unmounted or stopped.
+    assert_eq!(at.name(), "cut-off");
+    at.0.cut_off = true;
+    at.member("nvme0n1p1").flags.remove("blocked");
+    assert_eq!(at.name(), "unmount");
+    at.array().mounts.clear();
+    assert_eq!(at.name(), "stop-array");
 }
 
 #[test]

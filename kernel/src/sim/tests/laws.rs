@@ -152,6 +152,30 @@ async fn abandoning_under_a_living_process() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_raw_volume_that_was_cut_off_takes_no_write_from_whoever_comes_later() {
+    let lab = Lab::new().await;
+    lab.mounted().await;
+    let key = lab.export_key("b", 1, 0);
+    lab.yes("a", Op::Unmount { target: "/stage".into(), lazy: false }).await;
+    let path = lab.array("a").await.path;
+    lab.yes("a", Op::BindMount { source: path, target: "/pod".into(), read_only: false }).await;
+    lab.yes("b", Op::Fence { key }).await;
+    let component = lab.local("a").await.trim_start_matches("/dev/").to_string();
+    lab.yes("a", Op::FreezeWrites { volume: lab.volume, component, frozen: true }).await;
+    let cut_off = Op::CutOff { volume: lab.volume, deposed_by: 2 };
+    lab.yes("a", Op::Abandon { key, deposed_by: 2 }).await;
+    let mut frozen = std::pin::pin!(lab.world.write("a", lab.volume, 1, 1));
+    assert!(waits(&mut frozen, secs(9)).await, "nobody is told of a write by the local copy alone");
+    lab.yes("a", cut_off.clone()).await;
+    assert_eq!(frozen.await, Err(IoError::Killed));
+    assert_eq!(lab.world.write("a", lab.volume, 1, 2).await, Err(IoError::Eio));
+    lab.yes("a", cut_off).await;
+    lab.yes("a", Op::Unmount { target: "/pod".into(), lazy: true }).await;
+    lab.yes("a", Op::StopArray { volume: lab.volume }).await;
+    assert_eq!(laws(&lab), vec![]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn disturbing_a_pending_resync() {
     let lab = Lab::new().await;
     lab.mounted().await;

@@ -1,8 +1,8 @@
 //! MD's own rules: bitmap before data, what the daemon forgets, recovery, reads, gates.
 
 use super::lab::*;
-use crate::facts::OtherCopyInSync;
 use crate::content::Filesystem;
+use crate::facts::OtherCopyInSync;
 use crate::ops::*;
 use crate::sim::IoError;
 use std::collections::BTreeSet;
