@@ -4,14 +4,13 @@
 //! when what it asks for is already so, it answers [`Changed::No`]. An operation that failed may have happened.
 
 mod name;
-
 mod under_way;
+mod words;
 
 use crate::content::Filesystem;
 use crate::facts::{BlankData, BlankDrive, EpochRecord, Extent, Listen, OtherCopyInSync, SyncSpeed, Unclaimed};
 use crate::id::{DriveId, Epoch, ExportKey, NodeName, Nqn, ReplicaKey, VolumeId};
 use std::collections::BTreeSet;
-use std::fmt;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -334,79 +333,6 @@ impl Op {
             // mkfs on an emulated guest takes seconds; on a loaded drive more.
             Op::MakeFilesystem { .. } | Op::CreateArray { .. } | Op::AssembleArray { .. } => Duration::from_secs(60),
             _ => Duration::from_secs(20),
-        }
-    }
-}
-
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name();
-        match self {
-            Op::LabelDrive { evidence } => write!(f, "{name} {}", evidence.drive()),
-            Op::DisableCache { drive } => write!(f, "{name} {drive}"),
-            Op::AddPartition { key, drive, extent } => {
-                write!(f, "{name} {key} on {drive} at {}+{}", extent.start, extent.length)
-            }
-            Op::AnnouncePartition { key } => write!(f, "{name} {key}"),
-            Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {
-                write!(f, "{name} {}", evidence.key())
-            }
-            Op::WriteRecord { key, record } => write!(f, "{name} {key} epoch {}.{}", record.epoch, record.generation),
-            Op::Export { key, host, listen } => {
-                write!(f, "{name} {key} to {host} on")?;
-                listen.iter().try_for_each(|l| write!(f, " {}:{}:{}", l.transport.as_str(), l.address, l.port))
-            }
-            Op::Fence { key } | Op::RemoveExport { key } | Op::Disconnect { key } => write!(f, "{name} {key}"),
-            Op::Connect { key, address, .. } => {
-                write!(f, "{name} {key} at {}:{}:{}", address.transport.as_str(), address.address, address.port)
-            }
-            Op::DropMember { key, evidence, .. } => write!(f, "{name} {key} survivor {}", evidence.survivor()),
-            Op::CutOff { volume, deposed_by } => write!(f, "{name} {} deposed by epoch {deposed_by}", volume.short()),
-            Op::Abandon { key, deposed_by } => write!(f, "{name} {key} deposed by epoch {deposed_by}"),
-            Op::CreateArray { volume, members, component_bytes, .. } => {
-                write!(f, "{name} {} of {component_bytes} bytes from", volume.short())?;
-                members.iter().try_for_each(|m| write!(f, " {}", m.device()))
-            }
-            Op::AssembleArray { volume, members } => write!(f, "{name} {} from {}", volume.short(), members.join(" ")),
-            Op::ActivateArray { volume }
-            | Op::ReleaseSync { volume }
-            | Op::AddBitmap { volume }
-            | Op::RemoveBitmap { volume }
-            | Op::StopArray { volume }
-            | Op::KillOpeners { volume }
-            | Op::ShutdownFilesystem { volume } => write!(f, "{name} {}", volume.short()),
-            Op::MergeBitmap { volume, chunks } => write!(f, "{name} {} {} chunks", volume.short(), chunks.len()),
-            Op::ReAddMember { volume, device } | Op::AddMember { volume, device } => {
-                write!(f, "{name} {} {device}", volume.short())
-            }
-            Op::FailMember { volume, component, evidence } => {
-                write!(f, "{name} {} {component} survivor {}", volume.short(), evidence.survivor())
-            }
-            Op::RemoveFaulty { volume, component } => write!(f, "{name} {} {component}", volume.short()),
-            Op::FreezeWrites { volume, component, frozen } => {
-                write!(f, "{name} {} {component} {}", volume.short(), if *frozen { "on" } else { "off" })
-            }
-            Op::SetWriteMostly { volume, component, on } => {
-                write!(f, "{name} {} {component} {}", volume.short(), if *on { "on" } else { "off" })
-            }
-            Op::SetRaidDisks { volume, count } => write!(f, "{name} {} {count}", volume.short()),
-            Op::SetSyncSpeed { volume, speed } => {
-                write!(f, "{name} {} {} to {} KiB/s", volume.short(), speed.min_kib, speed.max_kib)
-            }
-            Op::HoldSync { volume, held } => {
-                write!(f, "{name} {} {}", volume.short(), if *held { "on" } else { "off" })
-            }
-            Op::StopForeignArray { name: md } => write!(f, "{name} {md}"),
-            Op::MakeFilesystem { volume, filesystem, permit } => {
-                let why = match permit {
-                    FormatPermit::Blank(members) => format!("{} blank members", members.len()),
-                    FormatPermit::StartedNotDone { .. } => "started, not done".into(),
-                };
-                write!(f, "{name} {} {filesystem} ({why})", volume.short())
-            }
-            Op::Mount { volume, target, fs, .. } => write!(f, "{name} {} {fs} at {target}", volume.short()),
-            Op::BindMount { source, target, .. } => write!(f, "{name} {source} at {target}"),
-            Op::Unmount { target, lazy } => write!(f, "{name} {target}{}", if *lazy { " lazily" } else { "" }),
         }
     }
 }

@@ -4,11 +4,11 @@
 //! `faulty` only to a local member that the record is without, and never uses `want_replacement`: the first can hang or
 //! break the last copy, the second moves the truth without asking (docs/protocol.md, moves).
 
+mod stop;
+
 use super::attr;
 use super::fabrics;
 use super::md::{self, Minors};
-use super::mounts;
-use super::openers;
 use super::root::Root;
 use crate::error::{KernelError, Result};
 use crate::id::VolumeId;
@@ -16,6 +16,9 @@ use crate::ops::Changed;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use stop::clear;
+pub use stop::{stop, stop_foreign};
 
 /// MD clears bits of the bitmap that nobody needs, on disk, some seconds after assembly, read-only or not
 /// (md-bitmap.c `bitmap_daemon_work`, called by `md_check_recovery` before it looks at `ro`). An hour is enough for any
@@ -328,60 +331,6 @@ pub fn set_raid_disks(root: &Root, volume: VolumeId, count: u32) -> Result<Chang
     let op = format!("set-raid-disks {} {count}", volume.short());
     let (_, dir) = array(root, &op, volume)?;
     attr::set(&op, &dir.join("raid_disks"), &count.to_string())
-}
-
-// ------------------------------------------------------------------------------------------------ stop
-
-/// Stops the volume's array. Refused while it is mounted or held.
-pub fn stop(root: &Root, volume: VolumeId) -> Result<Changed> {
-    let op = format!("stop-array {}", volume.short());
-    let Some(name) = md::find(root, volume) else { return Ok(Changed::No) };
-    unused(root, &op, &name)?;
-    clear(root, &op, &name)?;
-    Ok(Changed::Yes)
-}
-
-/// Stops an array that is not in our range. The caller has seen that a component is ours.
-pub fn stop_foreign(root: &Root, name: &str) -> Result<Changed> {
-    let op = format!("stop-foreign-array {name}");
-    if md::minor(name).is_some() || !name.starts_with("md") {
-        return Err(KernelError::refuse(op, name, "this is no foreign array"));
-    }
-    if !md::dir(root, name).is_dir() {
-        return Ok(Changed::No);
-    }
-    unused(root, &op, name)?;
-    clear(root, &op, name)?;
-    Ok(Changed::Yes)
-}
-
-fn unused(root: &Root, op: &str, name: &str) -> Result<()> {
-    let device = md::device_number(root, name).unwrap_or_default();
-    let table = mounts::read(root)?;
-    if let Some(mount) = mounts::of_device(&table, device).chain(mounts::of_node(&table, name)).next() {
-        return Err(KernelError::refuse(op, name, format!("it is mounted at {}", mount.target)));
-    }
-    let loops = openers::loops(root, device).into_iter().map(|(name, _)| name);
-    let holders: Vec<String> = md::holders(root, name).into_iter().chain(loops).collect();
-    if !holders.is_empty() {
-        return Err(KernelError::refuse(op, name, format!("{} holds it", holders.join(", "))));
-    }
-    Ok(())
-}
-
-/// Stops and dissolves an array (md.c `do_md_stop` mode 0) and waits until its name is free.
-fn clear(root: &Root, op: &str, name: &str) -> Result<()> {
-    let dir = md::dir(root, name);
-    let path = dir.join("array_state");
-    busy(|| match attr::write(op, &path, "clear") {
-        Err(e) if matches!(e.errno, Some(2 | 19)) => Ok(()),
-        other => other,
-    })?;
-    let end = Instant::now() + BUSY_DEADLINE;
-    while dir.is_dir() && state(&dir) != "clear" && Instant::now() < end {
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    Ok(())
 }
 
 /// Repeats what the kernel answers with EBUSY, for a moment.

@@ -254,6 +254,8 @@ mod tests {
         let process = process(&root, 40);
         fs::write(process.join("mountinfo"), "7 1 7:3 / /data rw - ext4 /dev/loop3 rw\n").unwrap();
         symlink("/data", process.join("cwd")).unwrap();
+        fs::create_dir_all(process.join("task/40")).unwrap();
+        fs::write(process.join("task/40/status"), "State:\tS (sleeping)\nSigPnd:\t0000000000000000\n").unwrap();
         assert_eq!(alive(&root, device), [40]);
     }
 

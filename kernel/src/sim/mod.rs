@@ -13,6 +13,7 @@
 
 mod bio;
 mod config;
+mod deposed;
 mod disk;
 mod disk_ops;
 mod event;
