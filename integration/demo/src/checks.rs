@@ -4,6 +4,7 @@
 
 use crate::cluster::Cluster;
 use anyhow::{Result, bail};
+use meshstor_lab::Guest;
 use std::collections::BTreeSet;
 
 /// `transport state` of each controller of a volume on its consumer, as sysfs shows them.
@@ -27,11 +28,16 @@ pub fn controllers(cluster: &Cluster, node: &str, volume_id: &str) -> Result<BTr
 
 /// Which transport carries the I/O now: the path that multipath would use, by ANA state.
 pub fn carrier(cluster: &Cluster, node: &str, volume_id: &str) -> Result<String> {
+    carrier_on(&cluster.guest(node)?, volume_id)
+}
+
+/// The same for a guest of any cluster.
+pub fn carrier_on(guest: &Guest, volume_id: &str) -> Result<String> {
     let script = format!(
         "for c in /sys/class/nvme/nvme*; do grep -q '{volume_id}' $c/subsysnqn 2>/dev/null || continue; \
          for p in $c/nvme*c*n1; do [ -e $p/ana_state ] && echo $(cat $p/ana_state) $(cat $c/transport); done; done; true"
     );
-    let paths = cluster.guest(node)?.ssh_checked(&script)?;
+    let paths = guest.ssh_checked(&script)?;
     let best = paths.lines().find(|l| l.starts_with("optimized")).or(paths.lines().next()).unwrap_or("none");
     Ok(best.split_whitespace().last().unwrap_or("none").to_string())
 }
@@ -46,12 +52,12 @@ pub fn sockets(cluster: &Cluster, node: &str, ports: &BTreeSet<u16>) -> Result<u
 }
 
 /// Everything of ours that a node's kernel and drives hold. Empty after everything was deleted.
-pub fn leftovers(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
+pub fn leftovers(guest: &Guest) -> Result<Vec<String>> {
     let script = "for t in /dev/nvme?n1; do sgdisk -p $t 2>/dev/null | grep meshstor- | sed \"s|^|gpt $t |\"; done; \
         for d in subsystems ports; do ls -1 /sys/kernel/config/nvmet/$d 2>/dev/null | sed \"s|^|nvmet $d |\"; done; \
         grep -l meshstor /sys/class/nvme/nvme*/subsysnqn 2>/dev/null | sed 's/^/controller /'; \
         grep ^md /proc/mdstat | sed 's/^/array /'; grep /dev/md /proc/mounts | sed 's/^/mount /'; true";
-    Ok(cluster.guest(node)?.ssh_checked(script)?.lines().map(|l| format!("{node}: {l}")).collect())
+    Ok(guest.ssh_checked(script)?.lines().map(|l| format!("{}: {l}", guest.name())).collect())
 }
 
 /// Fails with everything that is left on any node or in the API.
@@ -59,7 +65,7 @@ pub fn no_leaks(cluster: &Cluster) -> Result<String> {
     let mut found = Vec::new();
     let guests = cluster.lab.guests();
     for guest in &guests {
-        found.extend(leftovers(cluster, &guest.name())?);
+        found.extend(leftovers(guest)?);
     }
     for kind in ["msvol", "msrep"] {
         let items = cluster.get(&[kind])?["items"].as_array().cloned().unwrap_or_default();

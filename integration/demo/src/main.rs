@@ -16,6 +16,7 @@ mod hand;
 mod held;
 mod history;
 mod inputs;
+mod kube;
 mod rdma;
 mod regressions;
 mod rewind;
@@ -124,6 +125,17 @@ enum Command {
         #[arg(long)]
         binary: PathBuf,
     },
+    /// Real Kubernetes on real kernels, the product installed by Helm
+    Kube {
+        #[command(flatten)]
+        options: kube::Options,
+        /// Only scenarios whose name contains this (or one of these, with commas)
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Leave everything running at the end
+        #[arg(long)]
+        keep: bool,
+    },
     /// In a guest: write blocks that carry their identity, each synchronously, and print each acknowledgement
     Write(writer::Write),
     /// In a guest: read the blocks back and print what they carry
@@ -139,6 +151,7 @@ fn main() -> std::process::ExitCode {
         Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
         Command::Sanity { binary, suite } => sanity::run(&binary, &suite),
         Command::Chart { chart, helm, binary } => chart::run(&chart, &helm, &binary),
+        Command::Kube { options, only, keep } => kube::run(&options, &only, keep),
         Command::Write(arguments) => writer::write(&arguments),
         Command::Read(arguments) => writer::read(&arguments),
     };

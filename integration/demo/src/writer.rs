@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_uring::buf::BoundedBuf;
 
@@ -33,6 +33,9 @@ pub struct Write {
     /// Stop when this file appears
     #[arg(long)]
     until: Option<PathBuf>,
+    /// Go on after the newest write that the file holds, instead of `--first`; fail if a block of it is not whole
+    #[arg(long)]
+    resume: bool,
     /// Milliseconds between two writes
     #[arg(long, default_value_t = 0)]
     pause_ms: u64,
@@ -141,6 +144,7 @@ pub fn write(arguments: &Write) -> Result<()> {
 struct Tale<'a> {
     arguments: &'a Write,
     out: std::io::Stdout,
+    first: u64,
     step: u64,
     /// The write that was asked for: its number, its block and when.
     asked: (u64, u64, u128),
@@ -148,7 +152,8 @@ struct Tale<'a> {
 
 impl<'a> Tale<'a> {
     fn begin(arguments: &'a Write) -> Result<Tale<'a>> {
-        let mut tale = Tale { arguments, out: std::io::stdout(), step: 0, asked: (0, 0, 0) };
+        let first = if arguments.resume { newest(&arguments.file)? + 1 } else { arguments.first };
+        let mut tale = Tale { arguments, out: std::io::stdout(), first, step: 0, asked: (0, 0, 0) };
         tale.say(format_args!("begin {}", micros()))?;
         Ok(tale)
     }
@@ -159,7 +164,7 @@ impl<'a> Tale<'a> {
         if over || self.step == self.arguments.count {
             return Ok(None);
         }
-        let sequence = self.arguments.first + self.step;
+        let sequence = self.first + self.step;
         let index = sequence % self.arguments.blocks;
         self.step += 1;
         self.asked = (sequence, index, micros());
@@ -193,21 +198,41 @@ impl<'a> Tale<'a> {
 
 /// Prints `block INDEX SEQUENCE` for each block, `torn INDEX` for one that is not whole.
 pub fn read(arguments: &Read) -> Result<()> {
-    let name = arguments.file.display().to_string();
-    let file = File::open(&arguments.file).with_context(|| format!("open {name}"))?;
-    let length = file.metadata()?.len();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let mut bytes = vec![0u8; BLOCK];
-    for index in 0..length / BLOCK as u64 {
-        file.read_exact_at(&mut bytes, index * BLOCK as u64)
-            .with_context(|| format!("read block {index} of {name}"))?;
-        match identity(&bytes, index) {
+    for (index, sequence) in blocks(&arguments.file)? {
+        match sequence {
             Some(sequence) => writeln!(out, "block {index} {sequence}")?,
             None => writeln!(out, "torn {index}")?,
         }
     }
     out.flush()?;
     Ok(())
+}
+
+/// What each block of a file carries.
+fn blocks(path: &Path) -> Result<Vec<(u64, Option<u64>)>> {
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("open {name}"))?;
+    let mut bytes = vec![0u8; BLOCK];
+    let read = |index| {
+        file.read_exact_at(&mut bytes, index * BLOCK as u64)
+            .with_context(|| format!("read block {index} of {name}"))?;
+        Ok((index, identity(&bytes, index)))
+    };
+    (0..file.metadata()?.len() / BLOCK as u64).map(read).collect()
+}
+
+/// The highest sequence number in a file; 0 for one that is empty or not there.
+fn newest(path: &Path) -> Result<u64> {
+    if !path.exists() {
+        return Ok(0);
+    }
+    let mut newest = 0;
+    for (index, sequence) in blocks(path)? {
+        let Some(sequence) = sequence else { bail!("block {index} of {} is not whole", path.display()) };
+        newest = newest.max(sequence);
+    }
+    Ok(newest)
 }
 
 #[cfg(test)]
@@ -219,6 +244,20 @@ mod tests {
         let (room, begin) = aligned(77, 5);
         assert_eq!((room.as_ptr() as usize + begin) % BLOCK, 0);
         assert_eq!(identity(&room[begin..begin + BLOCK], 5), Some(77));
+    }
+
+    #[test]
+    fn a_writer_that_resumes_goes_on_after_the_newest_write_and_not_over_damage() {
+        let file = std::env::temp_dir().join(format!("meshstor-writer-{}", std::process::id()));
+        let _none_yet = std::fs::remove_file(&file);
+        assert_eq!(newest(&file).unwrap(), 0);
+        std::fs::write(&file, [block(8, 0), block(9, 1), block(3, 2)].concat()).unwrap();
+        assert_eq!(newest(&file).unwrap(), 9);
+        let mut torn = block(10, 3);
+        torn[100] ^= 1;
+        std::fs::write(&file, [block(8, 0), torn].concat()).unwrap();
+        assert!(newest(&file).is_err());
+        std::fs::remove_file(&file).unwrap();
     }
 
     #[test]

@@ -21,6 +21,7 @@
 //!
 //! What it never does: listen on anything but loopback, end a process whose pid it did not record, or use hardware.
 
+pub mod container;
 mod control;
 mod exec;
 mod faults;
@@ -36,8 +37,10 @@ mod snapshot;
 mod ssh;
 mod state;
 pub mod tools;
+mod worker;
 
-pub use control::{Client, ControlPlane, Reach};
+pub use container::ImageFile;
+pub use control::{Client, ControlPlane, Reach, kubernetes};
 pub use exec::Output;
 pub use guest::Guest;
 pub use lab::{Config, Lab, NodeStatus};

@@ -54,6 +54,11 @@ impl Paths {
         self.root.join("rootfs")
     }
 
+    /// Container images and their parts.
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("container")
+    }
+
     /// Saved machine states, one directory for each image and machine shape.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshot")

@@ -6,6 +6,8 @@
 mod build;
 mod chart;
 mod demo;
+mod image;
+mod kube;
 mod model;
 mod sanity;
 mod sim;
@@ -38,6 +40,10 @@ enum Command {
     Mutants(sim::Mutants),
     /// The Helm chart on a real API server
     Chart(chart::Arguments),
+    /// The product's container image, as a tar
+    Image(image::Arguments),
+    /// Real Kubernetes on real kernels, the product installed by Helm
+    Kube(kube::Arguments),
     /// csi-sanity against a simulated cluster
     Sanity(sanity::Arguments),
     /// Everything CI runs
@@ -57,6 +63,8 @@ fn main() -> std::process::ExitCode {
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => sim::hunt(&arguments),
         Command::Chart(arguments) => chart::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments),
+        Command::Kube(arguments) => kube::run(&arguments),
         Command::Sanity(arguments) => sanity::run(&arguments),
         Command::Test(arguments) => test::run(arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),

@@ -1,10 +1,14 @@
 //! A real control plane on the host's loopback: etcd and kube-apiserver, with RBAC and client certificates.
 //!
-//! Called by `cargo xtask vm control-plane` and by tests. Guests reach it at 10.0.2.2, the host as they see it. There is
-//! no controller manager, no scheduler and no kubelet: tests create Node objects themselves.
+//! Called by `cargo xtask vm control-plane` and by tests. Guests reach it at 10.0.2.2, the host as they see it. By itself
+//! there is no controller manager, no scheduler and no kubelet: tests create Node objects themselves. Of a whole cluster
+//! (`managers`) all of that runs.
 
+mod managers;
 mod pki;
 mod rewind;
+
+pub use managers::kubernetes;
 
 use crate::exec::{run, step, tail, wait_for};
 use crate::paths::{Paths, make_dir};
@@ -61,6 +65,11 @@ impl Client {
         Client { user: "lab-admin".into(), groups: vec!["system:masters".into()] }
     }
 
+    /// A kubelet, as the node authorizer knows it.
+    pub fn kubelet(node: &str) -> Client {
+        Client { user: format!("system:node:{node}"), groups: vec!["system:nodes".into()] }
+    }
+
     /// A storage node: user `meshstor:node:NAME`, group `meshstor:nodes`. It may do what RBAC objects grant it.
     pub fn node(name: &str) -> Client {
         Client { user: format!("meshstor:node:{name}"), groups: vec!["meshstor:nodes".into()] }
@@ -90,6 +99,9 @@ struct ControlState {
     etcd_peer_port: u16,
     etcd: Option<Recorded>,
     api: Option<Recorded>,
+    /// Present for a whole cluster.
+    #[serde(default)]
+    cluster: Option<managers::Cluster>,
 }
 
 impl ControlPlane {
@@ -101,6 +113,10 @@ impl ControlPlane {
     /// The same below another cache directory.
     pub fn up_at(paths: &Paths, fresh: bool) -> Result<ControlPlane> {
         tools::ensure_control_plane(paths)?;
+        ControlPlane::started(paths, fresh, None)
+    }
+
+    fn started(paths: &Paths, fresh: bool, cluster: Option<managers::Cluster>) -> Result<ControlPlane> {
         let plane = ControlPlane { paths: paths.clone(), dir: paths.control() };
         if fresh {
             plane.down()?;
@@ -115,6 +131,7 @@ impl ControlPlane {
                 (state.api_port, state.etcd_port, state.etcd_peer_port) = (free_port()?, free_port()?, free_port()?);
             }
             pki::ensure_server(&plane.dir)?;
+            state.cluster = state.cluster.take().or(cluster);
             step("start etcd and kube-apiserver", || {
                 plane.start_etcd(state)?;
                 plane.start_server(state)
@@ -144,6 +161,7 @@ impl ControlPlane {
             return Ok(());
         }
         self.locked(|state| {
+            state.cluster.as_mut().map_or(Ok(()), managers::Cluster::end)?;
             if let Some(api) = state.api.take() {
                 api.kill()?;
             }
@@ -165,6 +183,11 @@ impl ControlPlane {
     pub fn is_up(&self) -> Result<bool> {
         let state = self.state()?;
         Ok([state.etcd, state.api].into_iter().all(|process| process.is_some_and(|process| process.alive())))
+    }
+
+    /// The port at which the API server listens.
+    pub fn port(&self) -> Result<u16> {
+        Ok(self.state()?.api_port)
     }
 
     /// The API server's address as the host sees it.
@@ -274,7 +297,7 @@ fn etcd_arguments(dir: &Path, state: &ControlState) -> Vec<String> {
 
 fn api_arguments(dir: &Path, state: &ControlState) -> Vec<String> {
     let file = |name: &str| dir.join("pki").join(name).display().to_string();
-    vec![
+    let mut arguments = vec![
         format!("--etcd-servers=http://127.0.0.1:{}", state.etcd_port),
         format!("--secure-port={}", state.api_port),
         "--bind-address=127.0.0.1".into(),
@@ -282,11 +305,8 @@ fn api_arguments(dir: &Path, state: &ControlState) -> Vec<String> {
         // Without this it refuses to publish a loopback address as the kubernetes service's endpoint.
         "--endpoint-reconciler-type=none".into(),
         "--service-cluster-ip-range=10.96.0.0/16".into(),
-        "--authorization-mode=RBAC".into(),
         "--anonymous-auth=false".into(),
         "--allow-privileged=true".into(),
-        // No controller manager makes the default service accounts that this would wait for.
-        "--disable-admission-plugins=ServiceAccount".into(),
         format!("--client-ca-file={}", file("ca.crt")),
         format!("--tls-cert-file={}", file("server.crt")),
         format!("--tls-private-key-file={}", file("server.key")),
@@ -294,7 +314,16 @@ fn api_arguments(dir: &Path, state: &ControlState) -> Vec<String> {
         format!("--service-account-key-file={}", file("accounts.pub")),
         format!("--service-account-signing-key-file={}", file("accounts.key")),
         "--profiling=false".into(),
-    ]
+    ];
+    match &state.cluster {
+        Some(cluster) => arguments.extend(cluster.api_arguments()),
+        None => {
+            arguments.push("--authorization-mode=RBAC".into());
+            // No controller manager makes the default service accounts that this would wait for.
+            arguments.push("--disable-admission-plugins=ServiceAccount".into());
+        }
+    }
+    arguments
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Every name by which host and guests call the server.
-const SERVER_NAMES: &str = "subjectAltName=IP:127.0.0.1,IP:10.0.2.2,DNS:localhost,DNS:kubernetes.default.svc";
+/// Every name by which host, guests and pods call the server. Pods have the first address of the service network.
+const SERVER_NAMES: &str =
+    "subjectAltName=IP:127.0.0.1,IP:10.0.2.2,IP:10.96.0.1,DNS:localhost,DNS:kubernetes.default.svc";
 
 /// openssl's default configuration would make every certificate an authority.
 const OPENSSL_CONFIG: &str = "[req]\ndistinguished_name = name\nprompt = no\n[name]\n";

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is tested, what the product calls, what tests look with, and the rivals it is measured against.
+/// What is tested, what the product calls, what tests look with, the rivals it is measured against, and what runs pods.
 const PACKAGES: &[&str] = &[
     "udev",
     "kmod",
@@ -40,6 +40,9 @@ const PACKAGES: &[&str] = &[
     "nftables",
     "libudev1",
     "busybox-static",
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
 ];
 
 /// Never needed in a guest.

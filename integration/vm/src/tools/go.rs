@@ -18,6 +18,8 @@ pub(super) struct Module {
     pub version: &'static str,
     pub go_mod: &'static str,
     pub go_sum: &'static str,
+    /// Programs of our own: path in the module and text.
+    pub sources: &'static [(&'static str, &'static str)],
     /// For the linker.
     pub link_flags: String,
 }
@@ -29,7 +31,8 @@ impl Module {
     }
 
     fn dir(&self, paths: &Paths) -> PathBuf {
-        let digest = Sha256::new().chain_update(self.go_mod).chain_update(self.go_sum).finalize();
+        let pins = Sha256::new().chain_update(self.go_mod).chain_update(self.go_sum);
+        let digest = self.sources.iter().fold(pins, |hash, (_, text)| hash.chain_update(text)).finalize();
         let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         paths.root().join(self.name).join(format!("{}-{short}", self.version))
     }
@@ -56,6 +59,11 @@ impl Module {
         make_dir(&module)?;
         std::fs::write(module.join("go.mod"), self.go_mod).context("write go.mod")?;
         std::fs::write(module.join("go.sum"), self.go_sum).context("write go.sum")?;
+        for (path, text) in self.sources {
+            let file = module.join(path);
+            make_dir(file.parent().unwrap_or(&module))?;
+            std::fs::write(&file, text).with_context(|| format!("write {path}"))?;
+        }
         let mut command = Command::new("nice");
         command
             .current_dir(&module)

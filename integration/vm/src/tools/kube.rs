@@ -21,6 +21,12 @@ const GO_SUM: &str = include_str!("../../tools/kube/go.sum");
 pub enum KubeTool {
     /// The API server.
     Apiserver,
+    /// What makes pods of sets and attachments of claims.
+    ControllerManager,
+    /// What gives pods their nodes.
+    Scheduler,
+    /// What runs pods, in a guest.
+    Kubelet,
     /// The command-line client.
     Kubectl,
 }
@@ -30,6 +36,9 @@ impl KubeTool {
     pub fn name(self) -> &'static str {
         match self {
             KubeTool::Apiserver => "kube-apiserver",
+            KubeTool::ControllerManager => "kube-controller-manager",
+            KubeTool::Scheduler => "kube-scheduler",
+            KubeTool::Kubelet => "kubelet",
             KubeTool::Kubectl => "kubectl",
         }
     }
@@ -48,11 +57,11 @@ pub(super) fn path(paths: &Paths, tool: KubeTool) -> PathBuf {
 pub(super) fn ensure(paths: &Paths, tools: &[KubeTool]) -> Result<()> {
     let packages: Vec<String> = tools.iter().map(|tool| tool.package()).collect();
     module().ensure(paths, &packages)?;
-    share_kubectl(paths)
+    [KubeTool::Kubectl, KubeTool::Kubelet].into_iter().try_for_each(|tool| share(paths, tool))
 }
 
 fn module() -> Module {
-    Module { name: "kube", version: VERSION, go_mod: GO_MOD, go_sum: GO_SUM, link_flags: link_flags() }
+    Module { name: "kube", version: VERSION, go_mod: GO_MOD, go_sum: GO_SUM, sources: &[], link_flags: link_flags() }
 }
 
 /// Without these the server reports an empty version, which clients refuse.
@@ -69,9 +78,9 @@ fn link_flags() -> String {
     flags
 }
 
-/// Guests see the shared directory, so kubectl must be a real file in it; a hard link costs no space.
-fn share_kubectl(paths: &Paths) -> Result<()> {
-    let (built, shared) = (path(paths, KubeTool::Kubectl), paths.bin().join("kubectl"));
+/// Guests see the shared directory, so the program must be a real file in it; a hard link costs no space.
+fn share(paths: &Paths, tool: KubeTool) -> Result<()> {
+    let (built, shared) = (path(paths, tool), paths.bin().join(tool.name()));
     if !built.is_file() || same_file(&built, &shared) {
         return Ok(());
     }

@@ -29,17 +29,41 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tar", "tar"),
 ];
 
+/// What container images need.
+const IMAGE_PROGRAMS: &[(&str, &str)] = &[("mmdebstrap", "mmdebstrap"), ("tar", "tar"), ("strip", "binutils")];
+
 /// What guests need: packages and QEMU.
 pub fn ensure_vm(paths: &Paths) -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, p)| *p).collect();
-    apt::install(&missing)?;
+    install_missing(PROGRAMS)?;
     qemu::ensure(paths)
+}
+
+/// What container images need: packages.
+pub fn ensure_images() -> Result<()> {
+    install_missing(IMAGE_PROGRAMS)
+}
+
+fn install_missing(programs: &[(&str, &'static str)]) -> Result<()> {
+    let missing: Vec<&str> = programs.iter().filter(|(program, _)| find(program).is_none()).map(|(_, p)| *p).collect();
+    apt::install(&missing)
 }
 
 /// What the control plane needs: etcd (a package) and Kubernetes programs, built once for each version.
 pub fn ensure_control_plane(paths: &Paths) -> Result<()> {
     ensure_vm(paths)?;
     kube::ensure(paths, &[KubeTool::Apiserver, KubeTool::Kubectl]).map(drop)
+}
+
+/// What a whole cluster needs besides: everything that makes and runs pods. The sidecars are built when their images are.
+pub fn ensure_cluster(paths: &Paths) -> Result<()> {
+    ensure_control_plane(paths)?;
+    ensure_images()?;
+    kube::ensure(paths, &[KubeTool::ControllerManager, KubeTool::Scheduler, KubeTool::Kubelet])
+}
+
+/// A sidecar by its program's name, built when the cache lacks it.
+pub(crate) fn sidecar(paths: &Paths, name: &str) -> Result<PathBuf> {
+    programs::sidecar(name)?.ensure(paths)
 }
 
 /// Installs Debian packages of the machine's own suite: what builds and other tests need.

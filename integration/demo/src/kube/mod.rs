@@ -1,0 +1,87 @@
+//! Real Kubernetes on real kernels: `cargo xtask kube` runs `meshstor-demo kube`.
+//!
+//! One cluster for all scenarios: the chart is installed first, each scenario leaves the cluster as it found it.
+//!
+//! ```text
+//!  cluster   control plane, guests with kubelet, helm          pods   sets that write, acknowledgements, comparison
+//!  daily     claim, stateful set, drain    release  upgrade, uninstall, reinstall    power  power cut of a node
+//! ```
+
+mod cluster;
+mod daily;
+mod pods;
+mod power;
+mod release;
+
+use crate::story::Story;
+use anyhow::{Result, bail};
+use cluster::Kube;
+pub use cluster::Options;
+
+/// One scenario: harm or use, and what was proven.
+type Scenario = fn(&Kube) -> Result<String>;
+
+const ALL: [&[(&str, Scenario)]; 3] = [daily::ALL, release::ALL, power::ALL];
+
+/// Runs the scenarios whose name contains `only`, or one of its parts between commas. The first one that fails ends the
+/// run; with `keep` everything stays as it is.
+pub fn run(options: &Options, only: &str, keep: bool) -> Result<()> {
+    let wanted = |name: &&str| only.split(',').any(|part| name.contains(part));
+    let names: Vec<&str> = ALL.into_iter().flatten().map(|(name, _)| *name).filter(wanted).collect();
+    if names.is_empty() {
+        bail!(
+            "no scenario is called {only:?}; there are {}",
+            ALL.into_iter().flatten().map(|(n, _)| *n).collect::<Vec<_>>().join(", ")
+        );
+    }
+    let mut story = Story::begin();
+    let kube =
+        story.step("etcd, API server, controller manager, scheduler; containerd and kubelet in every guest", || {
+            let kube = Kube::up(options)?;
+            let proof = format!(
+                "Kubernetes {}, {} nodes ready, kernel series {}",
+                kube.version()?,
+                options.nodes,
+                options.kernel
+            );
+            Ok((kube, proof))
+        })?;
+    let result = all(&mut story, &kube, &names);
+    if let Err((_, error)) = &result {
+        println!("            FAILED: {error:#}");
+    }
+    if keep {
+        println!("kube: everything is left running; `cargo xtask kube --down` ends it");
+    } else {
+        kube.down()?;
+    }
+    let seconds = story.begin.elapsed().as_secs();
+    let failed = usize::from(result.is_err());
+    println!(
+        "kube: {} passed, {failed} failed in {seconds} s",
+        result.as_ref().map_or_else(|(passed, _)| *passed, |n| *n)
+    );
+    result.map(drop).map_err(|(_, error)| error)
+}
+
+/// The installation, then each of these; how many passed, and what ended it.
+fn all(story: &mut Story, kube: &Kube, names: &[&str]) -> Result<usize, (usize, anyhow::Error)> {
+    let mut passed = 0;
+    let install = || {
+        if kube.installed() {
+            return Ok(((), String::from("it is installed already")));
+        }
+        kube.deploy("install", false)?;
+        Ok((
+            (),
+            String::from("helm says that all pods are ready, every node's object does, and kubelets know the driver"),
+        ))
+    };
+    story.step("install: helm install, all pods ready", install).map_err(|error| (passed, error))?;
+    passed += 1;
+    for (name, scenario) in ALL.into_iter().flatten().filter(|(name, _)| names.contains(name)) {
+        story.step(name, || Ok(((), scenario(kube)?))).map_err(|error| (passed, error))?;
+        passed += 1;
+    }
+    Ok(passed)
+}
