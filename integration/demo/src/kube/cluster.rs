@@ -165,6 +165,11 @@ impl Kube {
             arguments.extend(["--set", &tag]);
         }
         self.helm(&arguments).map(drop).with_context(|| self.diagnosis())?;
+        // Helm is content while one pod of the set is still on its way: that many may be away in a rollout.
+        for what in ["daemonset/meshstor-node", "deployment/meshstor-controller"] {
+            let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+            self.control.kubectl(&["rollout", "status", what, "-n", NAMESPACE, &timeout])?;
+        }
         self.await_agents()
     }
 
@@ -227,7 +232,7 @@ impl Kube {
         let pods = self.control.kubectl(&["get", "pods", "-A", "-o", "wide"]).unwrap_or_default();
         let events = self
             .control
-            .kubectl(&["get", "events", "-A", "--sort-by=.lastTimestamp", "--field-selector=type!=Normal"])
+            .kubectl(&["get", "events", "-A", "--sort-by=.lastTimestamp", "--field-selector=type!=Normal,reason!=MissingClusterDNS"])
             .unwrap_or_default();
         let last: Vec<&str> = events.lines().rev().take(12).collect();
         let mut text = format!("{pods}\n{}\n", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
