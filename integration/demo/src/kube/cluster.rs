@@ -232,7 +232,13 @@ impl Kube {
         let pods = self.control.kubectl(&["get", "pods", "-A", "-o", "wide"]).unwrap_or_default();
         let events = self
             .control
-            .kubectl(&["get", "events", "-A", "--sort-by=.lastTimestamp", "--field-selector=type!=Normal,reason!=MissingClusterDNS"])
+            .kubectl(&[
+                "get",
+                "events",
+                "-A",
+                "--sort-by=.lastTimestamp",
+                "--field-selector=type!=Normal,reason!=MissingClusterDNS",
+            ])
             .unwrap_or_default();
         let last: Vec<&str> = events.lines().rev().take(12).collect();
         let mut text = format!("{pods}\n{}\n", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
