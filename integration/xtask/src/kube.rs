@@ -1,6 +1,6 @@
 //! `cargo xtask kube`: real Kubernetes on real kernels, our product installed by Helm.
 //!
-//! Called by people. Builds what is missing (hours of nothing, once: Kubernetes and the sidecars come from source), then
+//! Called by people. Builds what is missing (half an hour, once: Kubernetes and the sidecars come from source), then
 //! lets `meshstor-demo kube` run the scenarios.
 
 use crate::{build, workspace};
