@@ -23,8 +23,8 @@ const EXCLUDED: &[&str] =
 /// The time that younger files get (2025-01-01): an archive must not tell when it was made.
 const EPOCH: &str = "1735689600";
 
-/// What is copied there from the machine that builds; a container gets its own.
-const OWN: &[&str] = &["etc/resolv.conf", "etc/hostname"];
+/// What tells of the machine that builds: a container gets its own, and installs nothing from a mirror.
+const OWN: &[&str] = &["etc/resolv.conf", "etc/hostname", "etc/apt/sources.list.d/*"];
 
 /// The suite of the last stage of the Dockerfile.
 fn suite(dockerfile: &str) -> Option<&str> {
@@ -63,7 +63,7 @@ fn make(suite: &str, packages: &str, archive: &Path) -> Result<()> {
         .args(["--variant=essential", &format!("--include={packages}")])
         // A container's /dev is its own.
         .arg("--skip=output/dev")
-        .args(OWN.iter().map(|file| format!("--customize-hook=rm \"$1/{file}\"")))
+        .args(OWN.iter().map(|file| format!("--customize-hook=rm -f \"$1\"/{file}")))
         .args(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
         .arg("")
         .arg(&part)
