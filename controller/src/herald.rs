@@ -1,4 +1,4 @@
-//! Tells people of a volume's troubles where they look: at the claim, its PersistentVolume and the pods that use it.
+//! Tells people of a volume's troubles where they look: at the claim, its PersistentVolume and the pods that use it. (P9)
 //!
 //! Called by the watch of volumes with every object that it shows; that costs no request and never waits. What is to be
 //! told goes into a queue, and [`run`] sends it beside the loop. Nothing depends on an event: when the queue is full or the

@@ -78,9 +78,10 @@ pub(super) async fn unpublish(inner: &Inner, target: String) -> Result<(), Statu
 /// Whether somebody should look at a volume, as CSI reports it.
 pub(super) fn condition(mounted: &Mounted) -> VolumeCondition {
     let said = |abnormal: bool, message: &str| VolumeCondition { abnormal, message: message.to_string() };
+    let dead = if mounted.raw { "the device is gone" } else { "the file system does not answer" };
     match &mounted.health {
-        _ if !mounted.alive && mounted.raw => said(true, "the device is gone"),
-        _ if !mounted.alive => said(true, "the file system does not answer"),
+        Some(health) if !mounted.alive && health.abnormal => said(true, &format!("{dead}; {}", health.message)),
+        _ if !mounted.alive => said(true, dead),
         Some(health) => said(health.abnormal, &health.message),
         // The agent has just started and looks at everything; the mount itself answers.
         None => said(false, "this node has not looked at it yet"),
