@@ -300,8 +300,8 @@ pub enum Op {
         /// The higher epoch that was seen in the record.
         deposed_by: Epoch,
     },
-    /// Kill every opener (as [`Op::KillOpeners`]), then shut the file system down without writing the log
-    /// (`GOINGDOWN`): from then on its mounts no longer answer.
+    /// Shut the file system down without writing the log (`GOINGDOWN`): from then on its mounts no longer answer. Whoever
+    /// could still be told that a held write is done is killed by [`Op::Abandon`], which lets go of it.
     ShutdownFilesystem {
         /// Volume.
         volume: VolumeId,

@@ -101,6 +101,36 @@ fn a_living_consumer_is_not_abandoned() {
     assert_eq!(abandon(&root, key(), 4), Ok(Changed::No));
 }
 
+/// ext4 calls a write that was held and then let go a success, shut down or not: whoever waits for one must not hear of it.
+#[test]
+fn who_has_a_file_open_on_a_dead_ext4_is_killed_before_the_controllers_go() {
+    for (filesystem, killed) in [("ext4", true), ("xfs", false)] {
+        let (_temp, root) = fake();
+        put(&root, "block/md1000/dev", "9:1000\n");
+        fs::create_dir_all(root.proc.join("self")).unwrap();
+        // What is not there does not answer, as a file system that is shut down.
+        let table = format!("90 28 9:1000 / /no/such/folder rw - {filesystem} /dev/md1000 rw\n");
+        fs::write(root.proc.join("self/mountinfo"), &table).unwrap();
+        fs::remove_dir_all(root.sys.join("class/nvme/nvme3")).unwrap();
+        let mut writer = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = root.proc.join(writer.id().to_string());
+        fs::create_dir_all(process.join("fd")).unwrap();
+        fs::create_dir_all(process.join("fdinfo")).unwrap();
+        fs::write(process.join("mountinfo"), &table).unwrap();
+        fs::write(process.join("fd/3"), "").unwrap();
+        fs::write(process.join("fdinfo/3"), "pos:\t0\nmnt_id:\t90\n").unwrap();
+        let task = process.join("task").join(writer.id().to_string());
+        fs::create_dir_all(&task).unwrap();
+        fs::write(task.join("status"), "State:\tD (disk sleep)\n").unwrap();
+        // Of the table of processes here it stays alive: what was asked for is what counts.
+        let done = abandon(&root, key(), 4);
+        assert_eq!(done.is_err(), killed, "{filesystem}: {done:?}");
+        assert_eq!(writer.try_wait().unwrap().is_some(), killed, "{filesystem}");
+        let _ended = writer.kill();
+        writer.wait().unwrap();
+    }
+}
+
 #[test]
 fn a_member_is_not_dropped_without_a_survivor_that_holds_now() {
     type Spoil = fn(&Root);

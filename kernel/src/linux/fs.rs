@@ -22,8 +22,8 @@ use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 /// Where the signatures we tell apart lie: XFS at 0, ext4 at 1080; a boot sector or LVM label is "unknown".
 const HEAD_BYTES: usize = 64 << 10;
@@ -32,6 +32,9 @@ const XFS_IN_PROGRESS: usize = 126;
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// An attribute that no folder has: only whether the question is answered counts. `trusted`, because only root may set these.
 const NO_ATTRIBUTE: &str = "trusted.meshstor.none";
+/// Below the operation's own.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const MKFS_DEADLINE: Duration = Duration::from_secs(55);
 /// Layers of mounts on one path that an unmount takes off; kubelet makes one, a retried bind two.
 const LAYERS_MAX: u32 = 64;
@@ -326,10 +329,23 @@ pub fn shut_down(root: &Root, volume: VolumeId) -> Result<Changed> {
     let table = mounts::read(root)?;
     let Some(mount) = mounts::of_device(&table, number).find(|mount| alive(mount)) else { return Ok(Changed::No) };
     let flags = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-    let folder = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&mount.target);
-    let done = folder.and_then(|folder| ioctl::goingdown(folder.as_fd(), GoingDown::NoLogFlush));
-    done.map_err(|e| KernelError::io(op, &mount.target, &e))?;
-    Ok(Changed::Yes)
+    let failed = |e: &std::io::Error| KernelError::io(&op, &mount.target, e);
+    let folder =
+        OpenOptions::new().read(true).custom_flags(flags.bits()).open(&mount.target).map_err(|e| failed(&e))?;
+    let (tell, told) = mpsc::channel();
+    let call = move || drop(tell.send(ioctl::goingdown(folder.as_fd(), GoingDown::NoLogFlush)));
+    std::thread::Builder::new().name("shutdown".into()).spawn(call).map_err(|e| failed(&e))?;
+    // ext4 refuses everything at once and then writes its journal's superblock (`jbd2_journal_abort`), which waits for a
+    // member that is away for as long as the array has it: the caller would wait for what it has yet to let go.
+    let begin = Instant::now();
+    loop {
+        match told.recv_timeout(LOOK_AGAIN) {
+            Ok(done) => return done.map(|()| Changed::Yes).map_err(|e| failed(&e)),
+            Err(_) if !alive(mount) => return Ok(Changed::Yes),
+            Err(_) if begin.elapsed() < SHUTDOWN_DEADLINE => {}
+            Err(_) => return Err(KernelError::retry(op, &mount.target, "the file system does not shut down")),
+        }
+    }
 }
 
 fn system(op: &str, path: &str, done: nix::Result<()>) -> Result<()> {
