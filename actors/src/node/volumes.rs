@@ -241,11 +241,13 @@ impl NodeActor {
 
     fn advance_down(&mut self, volume: VolumeId) -> (VolumeState, Option<(Reason, Class)>) {
         let Some(stage) = self.stages.current(&volume) else { return (VolumeState::Releasing, None) };
+        let array = || self.arrays.current(&volume).and_then(|array| array.status.reason);
         if let Some(failing) = stage.failing {
-            return (VolumeState::Releasing, Some((failing.reason, failing.class)));
+            return (VolumeState::Releasing, unmounting(Some((failing.reason, failing.class)), array()));
         }
         if !stage.status.ready {
-            return (VolumeState::Releasing, stage.status.reason.map(|reason| (reason, Class::Wait)));
+            let waits = stage.status.reason.map(|reason| (reason, Class::Wait));
+            return (VolumeState::Releasing, unmounting(waits, array()));
         }
         self.arrays.want(&volume, Some(ArrayWish { volume, staged: false }));
         match self.arrays.current(&volume) {
@@ -353,4 +355,28 @@ fn ending() -> watch::Receiver<VolumeView> {
 /// A view of a volume that this node holds nothing of.
 fn gone() -> watch::Receiver<VolumeView> {
     watch::channel(VolumeView { wish: 0, state: VolumeState::Gone, waits: None, epoch: None }).1
+}
+
+/// What a volume waits for that is being unmounted. Nothing can be unmounted that still writes to a copy that is away (F23):
+/// that is the reason, and not how the unmount failed for it.
+fn unmounting(of_stage: Option<(Reason, Class)>, of_array: Option<Reason>) -> Option<(Reason, Class)> {
+    match of_array {
+        Some(frozen @ Reason::LastCopyFrozen { .. }) => Some((frozen, Class::Wait)),
+        _ => of_stage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshstor_kernel::id::ReplicaId;
+
+    #[test]
+    fn an_unmount_that_fails_for_a_frozen_copy_says_so() {
+        let busy = || Some((Reason::Busy { holder: "a process".into() }, Class::Retry));
+        let frozen = Reason::LastCopyFrozen { replica: ReplicaId(1) };
+        assert_eq!(unmounting(busy(), Some(frozen.clone())), Some((frozen, Class::Wait)));
+        assert_eq!(unmounting(busy(), Some(Reason::Releasing)), busy());
+        assert_eq!(unmounting(busy(), None), busy());
+    }
 }
