@@ -10,7 +10,7 @@ mod settle;
 
 use crate::checks;
 use crate::cluster::{Cluster, wait};
-use crate::csi::Wanted;
+use crate::csi::{Access, Wanted};
 use crate::history::{History, Running};
 use crate::story::*;
 use anyhow::{Context, Result, bail, ensure};
@@ -155,7 +155,7 @@ fn fresh(binaries: &Path, kernel: &str) -> Result<(Cluster, Vec<Load>)> {
     let cluster = Cluster::up(binaries, kernel, 3)?;
     let mut loads = Vec::new();
     for (name, copies, nodes, consumer) in VOLUMES {
-        let wanted = Wanted { name, bytes: SIZE, parameters: &[("replicaCount", copies)], nodes };
+        let wanted = Wanted { access: Access::Xfs, name, bytes: SIZE, parameters: &[("replicaCount", copies)], nodes };
         let (volume, _) = bring_up(&cluster, &wanted, consumer)?;
         let copies = copies.parse().context("a number of copies")?;
         let load =

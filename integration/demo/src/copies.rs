@@ -1,10 +1,11 @@
 //! Each copy of a detached volume read by itself, past MD: what one drive alone would give back.
 //!
-//! Used by `cuts` and `chaos`. Mounts a copy read-only on a loop device over its partition, without replaying its log, and
-//! takes it down again; nothing is written.
+//! Used by `cuts`, `kinds` and `chaos`. Mounts a copy read-only on a loop device over its partition, without replaying its
+//! log, and takes it down again; a raw block volume is read from the loop device. Nothing is written.
 
 use crate::cluster::Cluster;
-use crate::story::Volume;
+use crate::csi::Access;
+use crate::story::{BLOCKS, Volume};
 use anyhow::{Context, Result};
 
 /// Members' data begin here (`DATA_OFFSET` of the kernel crate).
@@ -27,11 +28,22 @@ pub fn verify_each(cluster: &Cluster, volume: &Volume) -> Result<String> {
 /// What the checksummed file holds on one node's copy.
 fn read(cluster: &Cluster, volume: &Volume, node: &str) -> Result<String> {
     let label = volume.data_id.get(..8).context("a volume id of more than eight digits")?;
+    let read = format!("/host/meshstor-demo read --blocks {BLOCKS} --file");
+    let looks = |fs: &str, options: &str| {
+        format!(
+            "mount -t {fs} -o ro,{options} $l /run/copy-{label} && {read} /run/copy-{label}/blocks; e=$?; umount /run/copy-{label}"
+        )
+    };
+    let look = match volume.access {
+        Access::Xfs => looks("xfs", "norecovery,nouuid"),
+        Access::Ext4 => looks("ext4", "noload"),
+        Access::Block => format!("{read} $l; e=$?"),
+    };
     let script = format!(
-        "p=$(lsblk -rno PATH,PARTLABEL | grep ' meshstor-{label}-' | cut -d' ' -f1); [ -b \"$p\" ] || exit 1; \
+        "for d in /dev/nvme?n1; do n=$(sgdisk -p $d 2>/dev/null | sed -n 's/^ *\\([0-9]*\\) .* meshstor-{label}-[^ ]*$/\\1/p'); \
+         [ -n \"$n\" ] && p=${{d}}p$n; done; [ -b \"$p\" ] || {{ echo \"no partition of meshstor-{label}\" >&2; exit 1; }}; \
          blockdev --flushbufs $p; mkdir -p /run/copy-{label}; l=$(losetup -r -f --show -o {DATA_OFFSET} $p) || exit 1; \
-         mount -t xfs -o ro,norecovery,nouuid $l /run/copy-{label} && /host/meshstor-demo read --file /run/copy-{label}/blocks; e=$?; \
-         umount /run/copy-{label}; losetup -d $l; exit $e"
+         {look}; losetup -d $l; exit $e"
     );
     cluster.guest(node)?.ssh_checked(&script).with_context(|| format!("read the copy of {} on {node}", volume.id))
 }

@@ -17,7 +17,7 @@ use tonic::{Request, Status};
 /// The kubelet's directory.
 pub const KUBELET: &str = "/var/lib/kubelet";
 /// As the sidecars' timeouts are pinned in the chart.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client of one socket.
 pub struct Csi {
@@ -27,8 +27,22 @@ pub struct Csi {
     base: String,
 }
 
+/// As what a volume is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// A file system.
+    #[default]
+    Xfs,
+    /// A file system.
+    Ext4,
+    /// The device itself.
+    Block,
+}
+
 /// What CreateVolume is asked for.
 pub struct Wanted<'a> {
+    /// As what it is used.
+    pub access: Access,
     /// Name.
     pub name: &'a str,
     /// Bytes.
@@ -39,13 +53,16 @@ pub struct Wanted<'a> {
     pub nodes: &'a [&'a str],
 }
 
-fn capability() -> VolumeCapability {
-    let mount = volume_capability::MountVolume { fs_type: "xfs".into(), ..Default::default() };
+fn capability(access: Access) -> VolumeCapability {
+    use volume_capability::{AccessType, BlockVolume, MountVolume};
+    let mount = |fs_type: &str| AccessType::Mount(MountVolume { fs_type: fs_type.into(), ..Default::default() });
+    let access_type = match access {
+        Access::Xfs => mount("xfs"),
+        Access::Ext4 => mount("ext4"),
+        Access::Block => AccessType::Block(BlockVolume {}),
+    };
     let mode = volume_capability::access_mode::Mode::SingleNodeWriter.into();
-    VolumeCapability {
-        access_mode: Some(volume_capability::AccessMode { mode }),
-        access_type: Some(volume_capability::AccessType::Mount(mount)),
-    }
+    VolumeCapability { access_mode: Some(volume_capability::AccessMode { mode }), access_type: Some(access_type) }
 }
 
 fn timed<T>(message: T) -> Request<T> {
@@ -82,7 +99,7 @@ impl Csi {
         let request = CreateVolumeRequest {
             name: wanted.name.into(),
             capacity_range: Some(CapacityRange { required_bytes: wanted.bytes, limit_bytes: 0 }),
-            volume_capabilities: vec![capability()],
+            volume_capabilities: vec![capability(wanted.access)],
             parameters: wanted.parameters.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             accessibility_requirements: (!preferred.is_empty())
                 .then(|| TopologyRequirement { requisite: vec![], preferred }),
@@ -109,7 +126,7 @@ impl Csi {
 
     /// ControllerPublishVolume.
     pub fn publish(&self, id: &str, node: &str) -> (Result<HashMap<String, String>, Status>, Duration) {
-        self.publish_within(id, node, PATIENCE)
+        self.publish_as(id, node, Access::Xfs, PATIENCE)
     }
 
     /// ControllerPublishVolume by a caller of another patience.
@@ -119,10 +136,21 @@ impl Csi {
         node: &str,
         patience: Duration,
     ) -> (Result<HashMap<String, String>, Status>, Duration) {
+        self.publish_as(id, node, Access::Xfs, patience)
+    }
+
+    /// ControllerPublishVolume of a volume of any kind.
+    pub fn publish_as(
+        &self,
+        id: &str,
+        node: &str,
+        access: Access,
+        patience: Duration,
+    ) -> (Result<HashMap<String, String>, Status>, Duration) {
         let request = ControllerPublishVolumeRequest {
             volume_id: id.into(),
             node_id: node.into(),
-            volume_capability: Some(capability()),
+            volume_capability: Some(capability(access)),
             ..Default::default()
         };
         let mut client = ControllerClient::new(self.channel.clone());
@@ -148,11 +176,21 @@ impl Csi {
 
     /// NodeStageVolume.
     pub fn stage(&self, id: &str, context: &HashMap<String, String>) -> (Result<(), Status>, Duration) {
+        self.stage_as(id, Access::Xfs, context)
+    }
+
+    /// NodeStageVolume of a volume of any kind.
+    pub fn stage_as(
+        &self,
+        id: &str,
+        access: Access,
+        context: &HashMap<String, String>,
+    ) -> (Result<(), Status>, Duration) {
         let request = NodeStageVolumeRequest {
             volume_id: id.into(),
             staging_target_path: staging(&self.base, id),
             publish_context: context.clone(),
-            volume_capability: Some(capability()),
+            volume_capability: Some(capability(access)),
             ..Default::default()
         };
         let mut client = NodeClient::new(self.channel.clone());
@@ -161,12 +199,22 @@ impl Csi {
 
     /// NodePublishVolume.
     pub fn node_publish(&self, id: &str, context: &HashMap<String, String>) -> (Result<(), Status>, Duration) {
+        self.node_publish_as(id, Access::Xfs, context)
+    }
+
+    /// NodePublishVolume of a volume of any kind.
+    pub fn node_publish_as(
+        &self,
+        id: &str,
+        access: Access,
+        context: &HashMap<String, String>,
+    ) -> (Result<(), Status>, Duration) {
         let request = NodePublishVolumeRequest {
             volume_id: id.into(),
             staging_target_path: staging(&self.base, id),
             target_path: target(&self.base, id),
             publish_context: context.clone(),
-            volume_capability: Some(capability()),
+            volume_capability: Some(capability(access)),
             ..Default::default()
         };
         let mut client = NodeClient::new(self.channel.clone());

@@ -4,7 +4,7 @@
 //! have gone apart; each leaves the cluster as it found it.
 
 use crate::cluster::{Cluster, wait};
-use crate::csi::Wanted;
+use crate::csi::{Access, Wanted};
 use crate::history::{History, Running};
 use crate::scenarios::{Scenario, said};
 use crate::story::*;
@@ -112,7 +112,7 @@ fn storage_cut(cluster: &mut Cluster) -> Result<String> {
 
 /// The volume is published to node-b while its old consumer, which is cut off, writes on, `others` to files of their own;
 /// then the cut is `healed`.
-fn deposed(
+pub fn deposed(
     cluster: &Cluster,
     volume: &mut Volume,
     old: Running,
@@ -210,8 +210,14 @@ fn wait_for_reason(cluster: &Cluster, volume: &str, reason: &str) -> Result<Stri
 }
 
 /// A volume with one copy, away from its consumer, which it does not follow.
-fn one_remote<'a>(name: &'a str, nodes: &'a [&'a str]) -> Wanted<'a> {
-    Wanted { name, bytes: SIZE, parameters: &[("replicaCount", "1"), ("relocationDelay", "never")], nodes }
+pub fn one_remote<'a>(name: &'a str, nodes: &'a [&'a str]) -> Wanted<'a> {
+    Wanted {
+        access: Access::Xfs,
+        name,
+        bytes: SIZE,
+        parameters: &[("replicaCount", "1"), ("relocationDelay", "never")],
+        nodes,
+    }
 }
 
 /// What the kernel of a guest said about file systems, arrays and failed I/O since its log was cleared. An error on a
@@ -290,7 +296,7 @@ fn target_reboots(cluster: &mut Cluster) -> Result<String> {
     for (name, consumer, copies) in plan {
         let parameters = [("replicaCount", copies), ("relocationDelay", "never")];
         let nodes: &[&str] = if copies == "1" { &["node-b"] } else { &["node-a", "node-b"] };
-        let wanted = Wanted { name, bytes: SIZE, parameters: &parameters, nodes };
+        let wanted = Wanted { access: Access::Xfs, name, bytes: SIZE, parameters: &parameters, nodes };
         volumes.push(bring_up(cluster, &wanted, consumer)?.0);
     }
     let mut lines = Vec::new();

@@ -2,7 +2,7 @@
 //!
 //! Called by `meshstor-demo dev`. It starts one process and ends it by its pid.
 
-use crate::csi::{Csi, Wanted};
+use crate::csi::{Access, Csi, Wanted};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -106,7 +106,13 @@ fn as_nobody(program: &Path) -> Command {
 }
 
 fn life_of_a_volume(controller: &Csi, node: &Csi) -> Result<()> {
-    let wanted = Wanted { name: "dev-check", bytes: GIB, parameters: &[("replicaCount", "2")], nodes: &["node-1"] };
+    let wanted = Wanted {
+        access: Access::Xfs,
+        name: "dev-check",
+        bytes: GIB,
+        parameters: &[("replicaCount", "2")],
+        nodes: &["node-1"],
+    };
     let (volume, created) = controller.create(&wanted)?;
     let id = &volume.volume_id;
     let context = controller.publish(id, "node-1").0.context("ControllerPublishVolume")?;

@@ -5,7 +5,7 @@
 
 use crate::cluster::{Cluster, wait};
 use crate::copies;
-use crate::csi::Wanted;
+use crate::csi::{Access, Wanted};
 use crate::history::Running;
 use crate::scenarios::Scenario;
 use crate::story::*;
@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 fn copy_follows(cluster: &mut Cluster) -> Result<String> {
     let parameters = [("replicaCount", "1"), ("relocationDelay", "3")];
-    let wanted = Wanted { name: "follows", bytes: SMALL, parameters: &parameters, nodes: &["node-b"] };
+    let wanted =
+        Wanted { access: Access::Xfs, name: "follows", bytes: SMALL, parameters: &parameters, nodes: &["node-b"] };
     let (mut volume, _) = bring_up(cluster, &wanted, "node-b")?;
     let mut running = begin(cluster, &volume)?;
     running.wait_for(50, Duration::from_secs(60))?;

@@ -4,7 +4,7 @@
 //! Called by `scenarios`. It looks at MD's own files in the guest, not at what the product says of them.
 
 use crate::cluster::{Cluster, wait};
-use crate::csi::Wanted;
+use crate::csi::{Access, Wanted};
 use crate::scenarios::Scenario;
 use crate::story::*;
 use anyhow::{Context, Result, ensure};
@@ -21,7 +21,13 @@ const NEARLY: u64 = 256;
 
 fn held_recovery(cluster: &mut Cluster) -> Result<String> {
     let parameters = [("replicaCount", "2")];
-    let wanted = Wanted { name: "held", bytes: SMALL, parameters: &parameters, nodes: &["node-a", "node-b"] };
+    let wanted = Wanted {
+        access: Access::Xfs,
+        name: "held",
+        bytes: SMALL,
+        parameters: &parameters,
+        nodes: &["node-a", "node-b"],
+    };
     let (mut volume, _) = bring_up(cluster, &wanted, "node-a")?;
     volume.history.append(&write(cluster, &volume, 200)?);
     let guest = cluster.guest("node-a")?;

@@ -4,7 +4,7 @@
 
 use crate::checks;
 use crate::cluster::{Cluster, wait};
-use crate::csi::Wanted;
+use crate::csi::{Access, Wanted};
 use crate::scenarios::Scenario;
 use crate::story::*;
 use anyhow::{Result, bail, ensure};
@@ -43,7 +43,8 @@ fn bad_input(cluster: &mut Cluster) -> Result<String> {
     ];
     let mut lines = Vec::new();
     for case in &cases {
-        let wanted = Wanted { name: "bad", bytes: case.bytes, parameters: case.parameters, nodes: &[] };
+        let wanted =
+            Wanted { access: Access::Xfs, name: "bad", bytes: case.bytes, parameters: case.parameters, nodes: &[] };
         let Err(status) = cluster.csi.try_create(&wanted).0 else { bail!("{:?} was accepted", case.parameters) };
         let fits = status.code() == case.code || (case.code == ResourceExhausted && status.code() == OutOfRange);
         ensure!(
@@ -140,6 +141,7 @@ fn foreign_drives(cluster: &mut Cluster) -> Result<String> {
         })?;
         // The other drive of that sector size is on nodes a and b: three copies of 512 must be refused.
         let wanted = Wanted {
+            access: Access::Xfs,
             name: "foreign",
             bytes: 512 * MIB,
             parameters: &[("replicaCount", "3"), ("sectorSize", "512")],

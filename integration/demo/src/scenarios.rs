@@ -5,9 +5,11 @@
 
 use crate::cluster::{Cluster, wait};
 use crate::cuts;
+use crate::drives;
 use crate::follows;
 use crate::held;
 use crate::inputs;
+use crate::kinds;
 use crate::rdma;
 use crate::rewind;
 use crate::story::*;
@@ -36,11 +38,21 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     let mut world: Option<Cluster> = None;
     let (mut passed, mut failed) = (0, 0);
     let wanted = |name: &str| only.split(',').any(|part| name.contains(part));
-    for (name, scenario) in
-        [cuts::ALL, rdma::ALL, follows::ALL, held::ALL, throttled::ALL, inputs::ALL, ALL, rewind::ALL]
-            .into_iter()
-            .flatten()
-            .filter(|(name, _)| wanted(name))
+    for (name, scenario) in [
+        cuts::ALL,
+        kinds::ALL,
+        rdma::ALL,
+        follows::ALL,
+        held::ALL,
+        throttled::ALL,
+        drives::ALL,
+        inputs::ALL,
+        ALL,
+        rewind::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|(name, _)| wanted(name))
     {
         let mut cluster = match world.take() {
             Some(cluster) => cluster,

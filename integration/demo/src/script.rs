@@ -4,7 +4,7 @@
 
 use crate::checks;
 use crate::cluster::{Cluster, wait};
-use crate::csi::Wanted;
+use crate::csi::{Access, Wanted};
 use crate::hand;
 use crate::history::History;
 use crate::story::*;
@@ -76,7 +76,8 @@ fn create_all(story: &mut Story, cluster: &Cluster) -> Result<BTreeMap<String, V
     for (name, copies, nodes) in plan {
         let volume =
             story.step(&format!("{name}: {copies} copies, created, published, staged, mounted on node-a"), || {
-                let wanted = Wanted { name, bytes: SIZE, parameters: &[("replicaCount", copies)], nodes };
+                let wanted =
+                    Wanted { access: Access::Xfs, name, bytes: SIZE, parameters: &[("replicaCount", copies)], nodes };
                 let (volume, times) = bring_up(cluster, &wanted, "node-a")?;
                 let replicas = cluster.replicas(&volume.id)?;
                 let at: Vec<&String> = replicas.keys().collect();
@@ -91,6 +92,7 @@ fn create_all(story: &mut Story, cluster: &Cluster) -> Result<BTreeMap<String, V
 fn compare(story: &mut Story, cluster: &Cluster, by_hand: Duration) -> Result<()> {
     story.step("our own share: create → mounted for two copies against the commands by hand", || {
         let wanted = Wanted {
+            access: Access::Xfs,
             name: "demo-timed",
             bytes: SIZE,
             parameters: &[("replicaCount", "2")],

@@ -4,7 +4,7 @@
 
 use crate::checks;
 use crate::cluster::Cluster;
-use crate::csi::{KUBELET, Wanted, target};
+use crate::csi::{Access, KUBELET, PATIENCE, Wanted, target};
 use crate::history::{History, Running};
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
@@ -52,6 +52,8 @@ pub struct Volume {
     pub data_id: String,
     /// Node it is mounted on.
     pub at: String,
+    /// As what it is used.
+    pub access: Access,
     /// What its writers were told.
     pub history: History,
 }
@@ -63,7 +65,7 @@ pub fn bring_up(cluster: &Cluster, wanted: &Wanted<'_>, node: &str) -> Result<(V
     let data_id = cluster.get(&["msvol", &id])?["spec"]["volumeID"].as_str().context("spec.volumeID")?.to_string();
     let times = attach(cluster, &id, node)?;
     let line = format!("create {:.2} s, {times}", create.as_secs_f64());
-    Ok((Volume { id, data_id, at: node.into(), history: History::default() }, line))
+    Ok((Volume { id, data_id, at: node.into(), access: wanted.access, history: History::default() }, line))
 }
 
 /// CreateVolume with the copies on exactly the wanted nodes: the others are in maintenance meanwhile, as an operator
@@ -83,12 +85,17 @@ pub fn create_on(cluster: &Cluster, wanted: &Wanted<'_>) -> Result<(meshstor_csi
 
 /// ControllerPublish → NodeStage → NodePublish, each answered at the first call.
 pub fn attach(cluster: &Cluster, id: &str, node: &str) -> Result<String> {
-    let (context, publish) = cluster.csi.publish(id, node);
+    let access = match cluster.get(&["msvol", id])?["spec"]["filesystem"].as_str() {
+        Some("ext4") => Access::Ext4,
+        Some("none") => Access::Block,
+        _ => Access::Xfs,
+    };
+    let (context, publish) = cluster.csi.publish_as(id, node, access, PATIENCE);
     let context = context.with_context(|| format!("ControllerPublishVolume {id} to {node}"))?;
     let agent = cluster.node(node)?;
-    let (staged, stage) = agent.stage(id, &context);
+    let (staged, stage) = agent.stage_as(id, access, &context);
     staged.with_context(|| format!("NodeStageVolume {id} on {node}, first call"))?;
-    let (published, bind) = agent.node_publish(id, &context);
+    let (published, bind) = agent.node_publish_as(id, access, &context);
     published.with_context(|| format!("NodePublishVolume {id} on {node}"))?;
     let seconds = |d: Duration| d.as_secs_f64();
     Ok(format!("publish {:.2} s, stage {:.2} s, bind {:.2} s", seconds(publish), seconds(stage), seconds(bind)))
@@ -102,9 +109,10 @@ pub fn detach(cluster: &Cluster, id: &str, node: &str) -> Result<()> {
     cluster.csi.unpublish(id, node).0.with_context(|| format!("ControllerUnpublishVolume {id}"))
 }
 
-/// The checksummed file of a volume, as its pod would see it.
+/// The checksummed file of a volume, as its pod would see it; of a raw block volume the device itself.
 pub fn file(volume: &Volume) -> String {
-    format!("{}/blocks", target(KUBELET, &volume.id))
+    let target = target(KUBELET, &volume.id);
+    if volume.access == Access::Block { target } else { format!("{target}/blocks") }
 }
 
 /// Starts a writer that goes on where the volume's history ends.
@@ -134,13 +142,19 @@ pub fn read_back(cluster: &Cluster, volume: &Volume) -> Result<String> {
 
 /// What a file of a writer's holds on the devices, as seen on a node.
 pub fn read_file(cluster: &Cluster, node: &str, path: &str) -> Result<String> {
-    let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {path}");
+    let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {path} --blocks {BLOCKS}");
     cluster.guest(node)?.ssh_checked(&read)
 }
 
 /// A volume of two copies, on node-a and node-b.
 pub fn two_copies(name: &str) -> Wanted<'_> {
-    Wanted { name, bytes: SIZE, parameters: &[("replicaCount", "2")], nodes: &["node-a", "node-b"] }
+    Wanted {
+        access: Access::Xfs,
+        name,
+        bytes: SIZE,
+        parameters: &[("replicaCount", "2")],
+        nodes: &["node-a", "node-b"],
+    }
 }
 
 /// Detaches and deletes a volume; nothing may be left.

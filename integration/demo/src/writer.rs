@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -67,9 +67,12 @@ impl How {
 /// Arguments of `read`.
 #[derive(clap::Args)]
 pub struct Read {
-    /// The file
+    /// The file, or a block device
     #[arg(long)]
     file: PathBuf,
+    /// At most so many blocks, from the beginning
+    #[arg(long, default_value_t = u64::MAX)]
+    blocks: u64,
 }
 
 /// The bytes of one block.
@@ -199,7 +202,7 @@ impl<'a> Tale<'a> {
 /// Prints `block INDEX SEQUENCE` for each block, `torn INDEX` for one that is not whole.
 pub fn read(arguments: &Read) -> Result<()> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    for (index, sequence) in blocks(&arguments.file)? {
+    for (index, sequence) in blocks(&arguments.file, arguments.blocks)? {
         match sequence {
             Some(sequence) => writeln!(out, "block {index} {sequence}")?,
             None => writeln!(out, "torn {index}")?,
@@ -209,17 +212,19 @@ pub fn read(arguments: &Read) -> Result<()> {
     Ok(())
 }
 
-/// What each block of a file carries.
-fn blocks(path: &Path) -> Result<Vec<(u64, Option<u64>)>> {
+/// What each block of a file carries, up to a number of blocks.
+fn blocks(path: &Path, most: u64) -> Result<Vec<(u64, Option<u64>)>> {
     let name = path.display();
-    let file = File::open(path).with_context(|| format!("open {name}"))?;
+    let mut file = File::open(path).with_context(|| format!("open {name}"))?;
+    // A device has no length in its metadata.
+    let length = file.seek(SeekFrom::End(0)).with_context(|| format!("length of {name}"))?;
     let mut bytes = vec![0u8; BLOCK];
     let read = |index| {
         file.read_exact_at(&mut bytes, index * BLOCK as u64)
             .with_context(|| format!("read block {index} of {name}"))?;
         Ok((index, identity(&bytes, index)))
     };
-    (0..file.metadata()?.len() / BLOCK as u64).map(read).collect()
+    (0..(length / BLOCK as u64).min(most)).map(read).collect()
 }
 
 /// The highest sequence number in a file; 0 for one that is empty or not there.
@@ -228,7 +233,7 @@ fn newest(path: &Path) -> Result<u64> {
         return Ok(0);
     }
     let mut newest = 0;
-    for (index, sequence) in blocks(path)? {
+    for (index, sequence) in blocks(path, u64::MAX)? {
         let Some(sequence) = sequence else { bail!("block {index} of {} is not whole", path.display()) };
         newest = newest.max(sequence);
     }
