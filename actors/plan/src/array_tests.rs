@@ -84,6 +84,7 @@ pub(super) fn array() -> ArrayFact {
         sync_completed: None,
         resync_done: true,
         has_bitmap: true,
+        keeps_bitmap: false,
         safe_mode_off: true,
         sync_speed: None,
         // As every recovery finds it.

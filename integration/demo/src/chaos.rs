@@ -19,12 +19,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Name, copies, nodes of the copies, first consumer.
-const VOLUMES: [(&str, &str, &[&str], &str); 4] = [
-    ("chaos-one", "1", &["node-b"], "node-a"),
-    ("chaos-two", "2", &["node-a", "node-b"], "node-a"),
-    ("chaos-other", "2", &["node-b", "node-c"], "node-c"),
-    ("chaos-three", "3", &["node-a", "node-b", "node-c"], "node-b"),
+/// Name, use, copies, nodes of the copies, first consumer.
+const VOLUMES: [(&str, Access, &str, &[&str], &str); 4] = [
+    ("chaos-one", Access::Xfs, "1", &["node-b"], "node-a"),
+    ("chaos-two", Access::Xfs, "2", &["node-a", "node-b"], "node-a"),
+    ("chaos-ext4", Access::Ext4, "2", &["node-b", "node-c"], "node-c"),
+    ("chaos-raw", Access::Block, "3", &["node-a", "node-b", "node-c"], "node-b"),
 ];
 /// Sequence numbers of one consumer's life; a later life's are all higher.
 const LIFE: u64 = 1 << 32;
@@ -154,8 +154,8 @@ pub fn run(binaries: &Path, kernel: &str, draw: &Draw, keep: bool) -> Result<()>
 fn fresh(binaries: &Path, kernel: &str) -> Result<(Cluster, Vec<Load>)> {
     let cluster = Cluster::up(binaries, kernel, 3)?;
     let mut loads = Vec::new();
-    for (name, copies, nodes, consumer) in VOLUMES {
-        let wanted = Wanted { access: Access::Xfs, name, bytes: SIZE, parameters: &[("replicaCount", copies)], nodes };
+    for (name, access, copies, nodes, consumer) in VOLUMES {
+        let wanted = Wanted { access, name, bytes: SIZE, parameters: &[("replicaCount", copies)], nodes };
         let (volume, _) = bring_up(&cluster, &wanted, consumer)?;
         let copies = copies.parse().context("a number of copies")?;
         let load =

@@ -155,7 +155,7 @@ struct Tale<'a> {
 
 impl<'a> Tale<'a> {
     fn begin(arguments: &'a Write) -> Result<Tale<'a>> {
-        let first = if arguments.resume { newest(&arguments.file)? + 1 } else { arguments.first };
+        let first = if arguments.resume { newest(&arguments.file, arguments.blocks)? + 1 } else { arguments.first };
         let mut tale = Tale { arguments, out: std::io::stdout(), first, step: 0, asked: (0, 0, 0) };
         tale.say(format_args!("begin {}", micros()))?;
         Ok(tale)
@@ -227,13 +227,13 @@ fn blocks(path: &Path, most: u64) -> Result<Vec<(u64, Option<u64>)>> {
     (0..(length / BLOCK as u64).min(most)).map(read).collect()
 }
 
-/// The highest sequence number in a file; 0 for one that is empty or not there.
-fn newest(path: &Path) -> Result<u64> {
+/// The highest sequence number in the first blocks of a file; 0 for one that is empty or not there.
+fn newest(path: &Path, most: u64) -> Result<u64> {
     if !path.exists() {
         return Ok(0);
     }
     let mut newest = 0;
-    for (index, sequence) in blocks(path, u64::MAX)? {
+    for (index, sequence) in blocks(path, most)? {
         let Some(sequence) = sequence else { bail!("block {index} of {} is not whole", path.display()) };
         newest = newest.max(sequence);
     }
@@ -255,13 +255,13 @@ mod tests {
     fn a_writer_that_resumes_goes_on_after_the_newest_write_and_not_over_damage() {
         let file = std::env::temp_dir().join(format!("meshstor-writer-{}", std::process::id()));
         let _none_yet = std::fs::remove_file(&file);
-        assert_eq!(newest(&file).unwrap(), 0);
+        assert_eq!(newest(&file, 10).unwrap(), 0);
         std::fs::write(&file, [block(8, 0), block(9, 1), block(3, 2)].concat()).unwrap();
-        assert_eq!(newest(&file).unwrap(), 9);
+        assert_eq!(newest(&file, 10).unwrap(), 9);
         let mut torn = block(10, 3);
         torn[100] ^= 1;
         std::fs::write(&file, [block(8, 0), torn].concat()).unwrap();
-        assert!(newest(&file).is_err());
+        assert!(newest(&file, 10).is_err());
         std::fs::remove_file(&file).unwrap();
     }
 

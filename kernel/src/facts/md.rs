@@ -94,6 +94,8 @@ pub struct ArrayFact {
     pub resync_done: bool,
     /// Whether the array has a write-intent bitmap.
     pub has_bitmap: bool,
+    /// Whether this kernel could not give the array a bitmap again that was taken away.
+    pub keeps_bitmap: bool,
     /// `safe_mode_delay` is zero.
     pub safe_mode_off: bool,
     /// Between which speeds a resync runs: at the first whatever else goes on, up to the second while nothing does.

@@ -101,6 +101,16 @@ pub fn has_bitmap(dir: &Path) -> bool {
     attr::read_opt(&dir.join("bitmap/location")).is_some_and(|location| location != "none")
 }
 
+/// Whether the kernel can do without a bitmap, but not give one to an array that has none. From 6.18 on `bitmap/location`
+/// is there with a bitmap only (md.c `mddev_set_bitmap_ops`), and the ioctl that is left puts it where an I/O to a device
+/// with blocks of 4096 bytes cannot begin. Later kernels have the file back, which shows in an array without one only.
+pub fn keeps_bitmap(block: &Path) -> bool {
+    let large = attr::read_number::<u64>(&block.join("queue/logical_block_size")).is_some_and(|bytes| bytes > 512);
+    let dir = block.join("md");
+    let located = dir.join("bitmap/location").exists();
+    large && dir.join("bitmap_type").exists() && (has_bitmap(&dir) || !located)
+}
+
 /// Whether no resync is pending.
 pub fn resync_done(dir: &Path) -> bool {
     attr::read_opt(&dir.join("resync_start")).as_deref() == Some("none")
@@ -125,6 +135,7 @@ fn look(root: &Root, name: String, mounts: &[Mount]) -> ArrayFact {
         sync_completed: None,
         resync_done: resync_done(&dir),
         has_bitmap: has_bitmap(&dir),
+        keeps_bitmap: keeps_bitmap(&block),
         safe_mode_off: safe_mode_off(&dir),
         sync_speed: pace::speed(&dir),
         sync_held: pace::held(&dir),

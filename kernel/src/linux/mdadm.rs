@@ -42,7 +42,8 @@ pub(super) async fn create(
             return Err(KernelError::refuse(op, device, "the member's data area is no longer blank"));
         }
     }
-    let mut list = create_args(volume, &path, &devices, local, component_bytes);
+    let keeps = keeps_bitmaps(&shared.root, &devices);
+    let mut list = create_args(volume, &path, &devices, local, component_bytes, keeps);
     list.push(format!("--config={}", config.display()));
     shared.tools.run("mdadm", &list, CREATE_DEADLINE).await?;
     let finish = move |s: &Shared| {
@@ -81,6 +82,21 @@ pub(super) async fn re_add(shared: &Arc<Shared>, volume: VolumeId, device: &str)
     Ok(Changed::Yes)
 }
 
+/// Whether an array over these devices has to have its bitmap from the beginning ([`md::keeps_bitmap`], which is seen in
+/// an array only): the first kernel that is like this, as no file says so before there is an array.
+fn keeps_bitmaps(root: &Root, devices: &[String]) -> bool {
+    let release = attr::read_opt(&root.proc.join("sys/kernel/osrelease")).unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let since = (numbers.next(), numbers.next()) >= (Some(6), Some(18));
+    let large = |device: &String| {
+        // A partition has no queue of its own; its folder lies in that of its drive.
+        let dir = root.sys.join("class/block").join(md::component(device));
+        let size = |queue: &str| attr::read_number::<u64>(&dir.join(queue).join("logical_block_size"));
+        size("queue").or_else(|| size("../queue")) > Some(512)
+    };
+    since && devices.iter().any(large)
+}
+
 /// Gives the array an internal bitmap.
 pub(super) async fn add_bitmap(shared: &Arc<Shared>, volume: VolumeId) -> Result<Changed> {
     let op = format!("add-bitmap {}", volume.short());
@@ -106,6 +122,12 @@ async fn without(shared: &Arc<Shared>, op: &str, volume: VolumeId, wanted: bool)
         let members = md::members(&dir).len();
         if md::has_bitmap(&dir) == wanted {
             return Ok(None);
+        }
+        let block = s.root.sys.join("block").join(&name);
+        if wanted && md::keeps_bitmap(&block) {
+            let why = "this kernel cannot give an array on drives with blocks of 4096 bytes a bitmap (Linux 6.18); a kernel \
+                       below it can, or one that shows md/bitmap/location";
+            return Err(KernelError::refuse(&words, name, why));
         }
         if !wanted && members > 1 {
             return Err(KernelError::refuse(&words, name, format!("the array has {members} devices")));
@@ -175,7 +197,14 @@ fn bitmap_chunk() -> String {
 }
 
 /// Every value that mdadm would choose by itself is given, so that its version does not matter.
-fn create_args(volume: VolumeId, path: &str, devices: &[String], local: usize, component_bytes: u64) -> Vec<String> {
+fn create_args(
+    volume: VolumeId,
+    path: &str,
+    devices: &[String],
+    local: usize,
+    component_bytes: u64,
+    keeps: bool,
+) -> Vec<String> {
     let mut list = args(&["--create", path, "--metadata=1.2", "--level=1", "--assume-clean", "--run"]);
     list.push(format!("--raid-devices={}", devices.len()));
     list.push(format!("--data-offset={}K", DATA_OFFSET >> 10));
@@ -183,11 +212,15 @@ fn create_args(volume: VolumeId, path: &str, devices: &[String], local: usize, c
     list.push(format!("--uuid={}", volume.md_uuid()));
     list.push(format!("--name=ms-{}", volume.short()));
     list.push("--homehost=none".into());
-    if devices.len() > 1 {
+    if devices.len() > 1 || keeps {
         list.extend(["--bitmap=internal".into(), bitmap_chunk()]);
     } else {
-        // One member needs no bitmap, which would halve its write speed; mdadm wants to be sure about one member.
-        list.extend(["--bitmap=none".into(), "--force".into()]);
+        // One member needs no bitmap, which would halve its write speed.
+        list.push("--bitmap=none".into());
+    }
+    if devices.len() == 1 {
+        // mdadm wants to be sure about one member.
+        list.push("--force".into());
     }
     let (local, remote) = devices.split_at(local.min(devices.len()));
     list.extend(local.iter().cloned());
@@ -207,15 +240,55 @@ mod tests {
     #[test]
     fn a_new_array_gets_every_value_from_us() {
         let devices = ["/dev/nvme0n1p1".to_string(), "/dev/nvme3n1".to_string()];
-        let list = create_args(volume(), "/dev/md1000", &devices, 1, 1 << 30).join(" ");
+        let list = create_args(volume(), "/dev/md1000", &devices, 1, 1 << 30, false).join(" ");
         for part in ["--data-offset=4096K", "--size=1048576K", "--bitmap-chunk=65536K", "--raid-devices=2"] {
             assert!(list.contains(part), "{part} is not in {list}");
         }
         assert!(list.ends_with("/dev/nvme0n1p1 --write-mostly /dev/nvme3n1") && !list.contains("--force"), "{list}");
-        let away = create_args(volume(), "/dev/md1000", &devices, 0, 1 << 30).join(" ");
+        let away = create_args(volume(), "/dev/md1000", &devices, 0, 1 << 30, false).join(" ");
         assert!(away.ends_with("/dev/nvme0n1p1 /dev/nvme3n1"), "{away}");
-        let one = create_args(volume(), "/dev/md1000", &devices[..1], 1, 1 << 30).join(" ");
+        let one = create_args(volume(), "/dev/md1000", &devices[..1], 1, 1 << 30, false).join(" ");
         assert!(one.contains("--bitmap=none --force /dev/nvme0n1p1"), "{one}");
+        let kept = create_args(volume(), "/dev/md1000", &devices[..1], 1, 1 << 30, true).join(" ");
+        assert!(kept.contains("--bitmap=internal --bitmap-chunk=65536K --force /dev/nvme0n1p1"), "{kept}");
+    }
+
+    #[test]
+    fn a_bitmap_is_kept_where_the_kernel_could_not_give_it_back() {
+        let kept = |release: &str, partition: &str, drive: &str| {
+            let temp = tempfile::tempdir().unwrap();
+            let root = Root::at(temp.path());
+            std::fs::create_dir_all(root.proc.join("sys/kernel")).unwrap();
+            std::fs::write(root.proc.join("sys/kernel/osrelease"), release).unwrap();
+            put(&root, "block/nvme0n1/nvme0n1p1/partition", "1\n");
+            put(&root, &format!("block/nvme0n1/{drive}queue/logical_block_size"), "4096\n");
+            std::fs::create_dir_all(root.sys.join("class/block")).unwrap();
+            let target = format!("../../block/nvme0n1/{partition}");
+            std::os::unix::fs::symlink(target, root.sys.join("class/block/member")).unwrap();
+            keeps_bitmaps(&root, &["/dev/member".to_string()])
+        };
+        assert!(kept("6.18.15+deb13-amd64\n", "nvme0n1p1", ""), "a partition");
+        assert!(kept("7.2.0\n", "", ""), "a whole device");
+        assert!(!kept("6.12.117+deb13-amd64\n", "nvme0n1p1", "") && !kept("5.19.0\n", "", "") && !kept("", "", ""));
+        assert!(!kept("6.18.15\n", "nvme0n1p1", "elsewhere-"), "blocks of 512 bytes");
+    }
+
+    #[test]
+    fn a_bitmap_that_the_kernel_cannot_give_is_not_asked_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::at(temp.path());
+        array(&root, "md1004");
+        put(&root, "block/md1004/queue/logical_block_size", "4096\n");
+        let keeps = || md::keeps_bitmap(&root.sys.join("block/md1004"));
+        assert!(!keeps(), "before 6.18");
+        put(&root, "block/md1004/md/bitmap_type", "none [bitmap]\n");
+        assert!(keeps(), "with a bitmap nothing tells a kernel that has the file back");
+        put(&root, "block/md1004/md/bitmap/location", "none\n");
+        assert!(!keeps(), "the file is back");
+        std::fs::remove_dir_all(root.sys.join("block/md1004/md/bitmap")).unwrap();
+        assert!(keeps());
+        put(&root, "block/md1004/queue/logical_block_size", "512\n");
+        assert!(!keeps());
     }
 
     #[test]

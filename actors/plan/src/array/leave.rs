@@ -63,7 +63,8 @@ pub(super) fn must_part(record: &VolumeRecord, key: &ExportKey) -> bool {
     departed(record, key) || !stays(record, key.replica.replica)
 }
 
-/// Everything is in sync and nobody is awaited: as many slots as copies, and no bitmap for one alone.
+/// Everything is in sync and nobody is awaited: as many slots as copies, and no bitmap for one alone, unless the kernel
+/// could not give it back when a second copy comes.
 pub(super) fn shed(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let set = in_sync(record);
     let awaited = record.replicas.iter().any(|(replica, copy)| copy.wanted && !set.contains(replica));
@@ -78,5 +79,6 @@ pub(super) fn shed(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
     if array.raid_disks > count {
         return Some(Plan::step(Op::SetRaidDisks { volume, count }, in_use(look, None)));
     }
-    (count == 1 && array.has_bitmap).then(|| Plan::step(Op::RemoveBitmap { volume }, in_use(look, None)))
+    let spare = count == 1 && array.has_bitmap && !array.keeps_bitmap;
+    spare.then(|| Plan::step(Op::RemoveBitmap { volume }, in_use(look, None)))
 }

@@ -138,6 +138,8 @@ fn one_copy_moves_and_the_array_becomes_what_it_was() {
     at.array().raid_disks = 1;
     at.array().degraded = 0;
     assert_eq!(at.name(), "remove-bitmap");
+    at.array().keeps_bitmap = true;
+    assert_eq!((at.name(), at.reason()), ("rest", "none"), "this kernel could not give it back");
     at.array().has_bitmap = false;
     assert_eq!((at.name(), at.reason()), ("rest", "none"));
     assert_eq!(key(0), life(0, 0).replica);

@@ -104,16 +104,18 @@ fn resume(cluster: &Cluster, load: &mut Load) -> Result<()> {
 fn attach_patiently(cluster: &Cluster, load: &Load) -> Result<()> {
     let mut context = Default::default();
     patient("ControllerPublish", || {
-        context = cluster.csi.publish(&load.volume.id, &load.volume.at).0?;
+        let Volume { id, at, access, .. } = &load.volume;
+        context = cluster.csi.publish_as(id, at, *access, csi::PATIENCE).0?;
         Ok(())
     })?;
     staged(cluster, load, &context)
 }
 
 fn staged(cluster: &Cluster, load: &Load, context: &std::collections::HashMap<String, String>) -> Result<()> {
-    let agent = cluster.node(&load.volume.at)?;
-    patient("NodeStage", || Ok(agent.stage(&load.volume.id, context).0?))?;
-    patient("NodePublish", || Ok(agent.node_publish(&load.volume.id, context).0?))
+    let Volume { id, at, access, .. } = &load.volume;
+    let agent = cluster.node(at)?;
+    patient("NodeStage", || Ok(agent.stage_as(id, *access, context).0?))?;
+    patient("NodePublish", || Ok(agent.node_publish_as(id, *access, context).0?))
 }
 
 /// Repeats a call as a sidecar or a kubelet does.

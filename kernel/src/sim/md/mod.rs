@@ -230,6 +230,7 @@ impl State {
             }),
             resync_done: a.resync_from.is_none(),
             has_bitmap: a.bitmap.is_some(),
+            keeps_bitmap: false,
             safe_mode_off: !a.safe_mode,
             sync_speed: Some(a.speed),
             sync_held: a.held,
