@@ -106,7 +106,7 @@ fn frozen_unstage(cluster: &mut Cluster) -> Result<String> {
     let _pod_ends = agent.node_unpublish(&volume.id);
     let (answer, took) = agent.unstage(&volume.id);
     let Err(waits) = answer else { bail!("unstaged, while its last write waits for a copy that is away") };
-    ensure!(retriable(&waits) && waits.message().contains("LastCopyFrozen"), "{waits}");
+    ensure!(retriable(&waits) && waits.message().contains("last in-sync copy"), "{waits}");
     b.cable(true)?;
     volume.history.append(&running.finish(PATIENCE)?);
     wait("it is unstaged now", PATIENCE, || {
