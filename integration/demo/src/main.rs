@@ -17,6 +17,7 @@ mod held;
 mod history;
 mod inputs;
 mod kube;
+mod larger;
 mod rdma;
 mod regressions;
 mod rewind;

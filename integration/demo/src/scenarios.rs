@@ -8,6 +8,7 @@ use crate::cuts;
 use crate::follows;
 use crate::held;
 use crate::inputs;
+use crate::larger;
 use crate::rdma;
 use crate::rewind;
 use crate::story::*;
@@ -37,7 +38,7 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
     let (mut passed, mut failed) = (0, 0);
     let wanted = |name: &str| only.split(',').any(|part| name.contains(part));
     for (name, scenario) in
-        [cuts::ALL, rdma::ALL, follows::ALL, held::ALL, throttled::ALL, inputs::ALL, ALL, rewind::ALL]
+        [cuts::ALL, rdma::ALL, follows::ALL, larger::ALL, held::ALL, throttled::ALL, inputs::ALL, ALL, rewind::ALL]
             .into_iter()
             .flatten()
             .filter(|(name, _)| wanted(name))

@@ -23,6 +23,11 @@ fn wanted(record: &VolumeRecord, array: &ArrayFact) -> Option<u64> {
 /// Grows the array when it is to be larger and nothing is in the way.
 pub(super) fn grow(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
     let component_bytes = wanted(record, array)?;
+    // What was merged for a copy that is too small by now: nobody begins that resync by itself, and neither the copy returns
+    // nor the array grows before it is over (simulator, seed 100029).
+    if array.sync_action == "idle" && !array.resync_done {
+        return Some(Plan::step(Op::ReleaseSync { volume: record.volume }, in_use(look, health(record, array))));
+    }
     if blocked(record, array, look, component_bytes).is_some() || !quiet(array) {
         return None;
     }

@@ -49,6 +49,9 @@ fn nothing_grows_beside_a_sync_a_hold_or_a_member_that_is_not_whole() {
     never(|a| a.sync_action = "resync".into(), "a resync");
     never(|a| a.sync_action = "frozen".into(), "frozen");
     never(|a| a.resync_done = false, "assuming clean would call a pending resync off");
+    let mut merged = larger();
+    merged.array().resync_done = false;
+    assert_eq!(merged.name(), "release-sync", "nobody else begins it");
     never(|a| a.state = "write-pending".into(), "a superblock is being written");
     never(|a| a.state = "readonly".into(), "not open yet");
     never(|a| drop(a.members.get_mut("nvme3n1").unwrap().flags.insert("faulty".into())), "a member failed");
