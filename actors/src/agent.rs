@@ -177,7 +177,7 @@ mod tests {
         assert_eq!((info.node_id.as_str(), info.max_volumes_per_node), ("a", 256));
         assert_eq!(info.accessible_topology.unwrap().segments["csi.meshstor.io/fabric"], "blue");
         let offered = csi.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
-        assert_eq!(offered.capabilities.len(), 4);
+        assert_eq!(offered.capabilities.len(), 5);
         let begun = std::time::Instant::now();
         while store.get("meshstornodes", "", "a").is_none_or(|node| node["status"]["bootID"].is_null()) {
             assert!(begun.elapsed() < Duration::from_secs(10));

@@ -46,6 +46,9 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::DriveRefused { .. }
         | Reason::DriveGone
         | Reason::NoSpace { .. }
+        | Reason::NoRoomBehind { .. }
+        | Reason::AwaitingSize { .. }
+        | Reason::NeedsGrowBeforeRejoin { .. }
         | Reason::NoPort
         | Reason::NoAddress
         | Reason::Failing { .. }

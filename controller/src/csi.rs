@@ -4,7 +4,7 @@
 //! call (K8). It decides nothing: each call hands over to the file of its name.
 
 use crate::Context;
-use crate::{create, delete, list, names, publish, unpublish};
+use crate::{create, delete, expand, list, names, publish, unpublish};
 use meshstor_csi::calls::note_volume;
 use meshstor_csi::deadline::hold_for;
 use meshstor_csi::inflight::Fingerprint;
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// What this controller offers.
-const CAPABILITIES: [rpc::Type; 8] = [
+const CAPABILITIES: [rpc::Type; 9] = [
     rpc::Type::CreateDeleteVolume,
     rpc::Type::PublishUnpublishVolume,
     rpc::Type::ListVolumes,
@@ -27,6 +27,7 @@ const CAPABILITIES: [rpc::Type; 8] = [
     rpc::Type::GetVolume,
     rpc::Type::VolumeCondition,
     rpc::Type::SingleNodeMultiWriter,
+    rpc::Type::ExpandVolume,
 ];
 
 /// The CSI controller service. Clones share everything.
@@ -209,9 +210,20 @@ impl controller_server::Controller for ControllerService {
 
     async fn controller_expand_volume(
         &self,
-        _message: Request<ControllerExpandVolumeRequest>,
+        message: Request<ControllerExpandVolumeRequest>,
     ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
-        Err(list::unimplemented("ControllerExpandVolume"))
+        let hold = hold_for(&message);
+        let request = request::ControllerExpandVolume::try_from(message.get_ref())?;
+        note_volume(&request.volume_id);
+        let key = format!("ControllerExpandVolume {}", request.volume_id);
+        let fingerprint = Fingerprint::of("ControllerExpandVolume", &request);
+        let work = expand::expand(self.context(), request, key.clone());
+        let answer = async {
+            let capacity_bytes = i64::try_from(work.await?).unwrap_or(i64::MAX);
+            // The array and what lies on it are the node's, also of a raw block volume.
+            Ok(ControllerExpandVolumeResponse { capacity_bytes, node_expansion_required: true })
+        };
+        self.run(key, fingerprint, hold, answer).await
     }
 
     async fn controller_modify_volume(

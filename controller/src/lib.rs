@@ -20,6 +20,7 @@ mod csi;
 mod decide;
 mod delete;
 mod error;
+mod expand;
 mod exports;
 mod failover;
 mod health;

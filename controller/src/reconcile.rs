@@ -2,13 +2,14 @@
 //!
 //! Called by `loops` after a hint or a timer. Level-triggered: it looks at the volume as it is now and brings it one step
 //! on; several controllers may do so at once, compare-and-swap sorts them out. In this order, because each of them makes
-//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, conditions, the resync budget, repair.
+//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, sizes, conditions, the resync budget, repair.
 
 use crate::Context;
 use crate::budget;
 use crate::decide;
 use crate::delete::{self, Progress};
 use crate::error::ControlError;
+use crate::expand;
 use crate::exports;
 use crate::names;
 use crate::repair;
@@ -52,6 +53,9 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Next, Con
         }
     };
     if follow_boot(context, &volume).await? || exports::push(context, &volume, &record, &replicas).await? {
+        return Ok(soon);
+    }
+    if expand::follow(context, &volume, &replicas).await? {
         return Ok(soon);
     }
     match report(context, &volume, Ok(&record)).await? {

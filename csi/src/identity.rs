@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::DRIVER_NAME;
 use crate::proto::identity_server::{Identity as IdentityService, IdentityServer};
-use crate::proto::plugin_capability::{Service, Type, service};
+use crate::proto::plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion};
 use crate::proto::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     PluginCapability, ProbeRequest, ProbeResponse,
@@ -75,9 +75,15 @@ impl<P: Probe> IdentityService for Identity<P> {
         &self,
         _request: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let capabilities = [service::Type::ControllerService, service::Type::VolumeAccessibilityConstraints]
-            .map(|kind| PluginCapability { r#type: Some(Type::Service(Service { r#type: kind.into() })) });
-        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: capabilities.to_vec() }))
+        let service = |kind: service::Type| Type::Service(Service { r#type: kind.into() });
+        let online = VolumeExpansion { r#type: volume_expansion::Type::Online.into() };
+        let capabilities = [
+            service(service::Type::ControllerService),
+            service(service::Type::VolumeAccessibilityConstraints),
+            Type::VolumeExpansion(online),
+        ];
+        let capabilities = capabilities.map(|capability| PluginCapability { r#type: Some(capability) }).to_vec();
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
     async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

@@ -27,6 +27,11 @@ pub const RECORD_OFFSET: u64 = 3 << 20;
 pub const RECORD_STRIDE: u64 = 64 << 10;
 /// One bit of the write-intent bitmap stands for this many bytes.
 pub const BITMAP_CHUNK: u64 = 64 << 20;
+/// Bytes that the bitmap may take, its header included: what mdadm reserves at most.
+pub const BITMAP_BYTES: u64 = 128 << 10;
+/// The largest component whose bitmap keeps its chunk in that space (`struct bitmap_super_s` has 256 bytes): beyond it MD
+/// would double the chunk at a growth (md-bitmap.c `md_bitmap_resize`), and two bitmaps could not be compared any more.
+pub const COMPONENT_MAX: u64 = (BITMAP_BYTES - 256) * 8 * BITMAP_CHUNK;
 /// Sectors that a held recovery leaves to be copied at its end: as few as make a difference to `sync_completed` (64 KiB, the
 /// unit in which MD resyncs: raid1.c, `RESYNC_BLOCK_SIZE`).
 pub const HELD_BACK: u64 = 128;
@@ -247,6 +252,8 @@ pub struct ExportEntry {
     pub ports: BTreeSet<Listen>,
     /// Our ports for it that exist but are not linked.
     pub unlinked_ports: BTreeSet<Listen>,
+    /// The size that nvmet has told its hosts last; `None` when this process has not seen that.
+    pub bytes: Option<u64>,
     /// Transports over which a host is connected to one of its ports now. A host that fell silent is in here until its
     /// keep-alive has run out (5 s, and what the target adds).
     pub connected: BTreeSet<Transport>,
@@ -340,6 +347,8 @@ pub struct FsFact {
     pub mounts: BTreeMap<String, bool>,
     /// Places where the device itself is bound to: those of a raw block volume.
     pub raw: BTreeSet<String>,
+    /// Bytes that the mounted file system spans, where it can be asked.
+    pub bytes: Option<u64>,
 }
 
 // ---------------------------------------------------------------------------------------------- node

@@ -45,6 +45,16 @@ pub enum Op {
         /// Where.
         extent: Extent,
     },
+    /// Lengthen a replica's GPT entry in place, in use or not: the space behind it is zeroed durably, then the entry is
+    /// changed, then the kernel is told. Refused when that space is not free at that moment; it never shortens.
+    GrowPartition {
+        /// Whose entry.
+        key: ReplicaKey,
+        /// The drive.
+        drive: DriveId,
+        /// Bytes it is to have.
+        bytes: u64,
+    },
     /// Tell the kernel about an entry that the table has and the kernel has not.
     AnnouncePartition {
         /// Whose entry.
@@ -81,6 +91,11 @@ pub enum Op {
     },
     /// Fence an export: unlink from all its ports, then disable the namespace and wait until nothing is in flight.
     Fence {
+        /// Identity.
+        key: ExportKey,
+    },
+    /// Have nvmet look at the size of an export's partition again and tell its host.
+    RevalidateExport {
         /// Identity.
         key: ExportKey,
     },
@@ -226,6 +241,14 @@ pub enum Op {
         /// Slots.
         count: u32,
     },
+    /// Use more of every member, without a resync: what is new was zeroed before it became part of a partition. Refused
+    /// while anything is synced or a member is not whole, and when a device is too small. It never shrinks.
+    GrowArray {
+        /// Volume.
+        volume: VolumeId,
+        /// Component size in bytes.
+        component_bytes: u64,
+    },
     /// Bound the speed of resyncs and recoveries.
     SetSyncSpeed {
         /// Volume.
@@ -270,6 +293,13 @@ pub enum Op {
         fs: Filesystem,
         /// Options, comma separated.
         options: String,
+    },
+    /// Have a mounted file system fill its array.
+    GrowFilesystem {
+        /// Volume.
+        volume: VolumeId,
+        /// A mount point of it that is not read-only.
+        target: String,
     },
     /// Bind-mount.
     BindMount {
@@ -327,7 +357,11 @@ impl Op {
             // Microseconds, unless MD's mutex is taken; then the record must not wait for it (simulator, seed 78).
             Op::FreezeWrites { frozen, .. } => Duration::from_millis(if *frozen { 100 } else { 2000 }),
             // Zeroing runs at the drive's pace: 64 GiB at 500 MB/s and some.
-            Op::BlankPartition { .. } | Op::RemovePartition { .. } => Duration::from_secs(300),
+            Op::BlankPartition { .. } | Op::RemovePartition { .. } | Op::GrowPartition { .. } => {
+                Duration::from_secs(300)
+            }
+            // ext4 writes the tables of every new group.
+            Op::GrowFilesystem { .. } => Duration::from_secs(300),
             // The drain waits for the backing drive, whose own command timeout is 30 s, twice.
             Op::Fence { .. } => Duration::from_secs(70),
             // mkfs on an emulated guest takes seconds; on a loaded drive more.

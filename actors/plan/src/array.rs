@@ -15,6 +15,7 @@
 //! superblock says so (P7), and never formats or mounts: that is `stage`.
 
 mod flap;
+mod grow;
 mod leave;
 mod pace;
 mod run;
@@ -91,6 +92,8 @@ pub struct Candidate {
     pub path: String,
     /// Whether it is this node's own partition.
     pub local: bool,
+    /// Bytes that the device has, as the kernel knows it.
+    pub bytes: u64,
     /// What was read from it; only where [`probes`] asks for it.
     pub probe: Option<MemberProbe>,
 }
@@ -164,6 +167,8 @@ pub struct ArrayReport {
     pub device: Option<String>,
     /// Epoch it runs under.
     pub epoch: Epoch,
+    /// Usable bytes.
+    pub bytes: u64,
     /// Members by replica: in sync or not, and what carries their I/O.
     pub members: BTreeMap<ReplicaId, MemberReport>,
     /// The copy that is copied to wholly, or waits for the controller's leave to be.
@@ -349,6 +354,7 @@ fn report(look: &ArrayLook, reason: Option<Reason>) -> ArrayReport {
         device: Some(array.path.clone()),
         epoch: members(array, look).map(|(k, _)| k.epoch).max().unwrap_or(0),
         members: members(array, look).map(|(k, m)| (k.replica.replica, member(k, m))).collect(),
+        bytes: array.size_bytes,
         copying,
         sync_bytes_left: array.sync_completed.map_or(0, |(done, all)| all.saturating_sub(done) * 512),
         sync_percent: array.sync_completed.map(|(done, all)| (done * 100).checked_div(all).unwrap_or(100) as u32),
@@ -365,6 +371,9 @@ fn change(record: &VolumeRecord, change: crate::record::Change) -> RecordOp {
     RecordOp { expect: record.expect(), change }
 }
 
+#[cfg(test)]
+#[path = "array/grow_tests.rs"]
+mod grow_tests;
 #[cfg(test)]
 #[path = "array/leave_tests.rs"]
 mod leave_tests;

@@ -145,10 +145,16 @@ pub(super) fn look() -> ArrayLook {
         component: "nvme0n1p1".into(),
         path: "/dev/nvme0n1p1".into(),
         local: true,
+        bytes: 1 << 40,
         probe: Some(probe(0, 9)),
     };
-    let remote =
-        Candidate { component: "nvme3n1".into(), path: "/dev/nvme3n1".into(), local: false, probe: Some(probe(1, 9)) };
+    let remote = Candidate {
+        component: "nvme3n1".into(),
+        path: "/dev/nvme3n1".into(),
+        local: false,
+        bytes: 1 << 40,
+        probe: Some(probe(1, 9)),
+    };
     ArrayLook {
         me: NodeName("a".into()),
         boot: BootId("boot".into()),

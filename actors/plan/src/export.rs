@@ -313,7 +313,12 @@ fn remote(
     if let Some(entry) = entry.filter(|e| e.enabled && !e.ports.is_empty() && e.hosts.contains(&host)) {
         let listen = entry.ports.clone();
         let live = ExportKeyListenReport { epoch: wish.epoch, generation: wish.generation, listen };
-        return Plan::rest(ExportReport { export: Some(live), ..report(look) });
+        let status = ExportReport { export: Some(live), ..report(look) };
+        // Grown under the export: its host has to hear of it.
+        return match partition.kernel_bytes.is_some() && entry.bytes != partition.kernel_bytes {
+            true => Plan::step(Op::RevalidateExport { key: export }, status),
+            false => Plan::rest(status),
+        };
     }
     if look.addresses.is_empty() {
         return rest(look, Reason::NoAddress);

@@ -38,6 +38,7 @@ fn entry(linked: bool, host: &str) -> ExportEntry {
     ExportEntry {
         device_path: Some("/dev/nvme0n1p1".into()),
         enabled: linked,
+        bytes: partition(0).kernel_bytes,
         hosts: [NodeName(host.into()).host_nqn()].into(),
         ports: if linked { listen.clone() } else { BTreeSet::new() },
         unlinked_ports: if linked { BTreeSet::new() } else { listen },
@@ -338,4 +339,20 @@ fn an_export_whose_drive_was_taken_away_is_closed_and_made_anew_at_its_port() {
     let Some(Step::Kernel(Op::Export { key, listen: new, .. })) = plan(&l).next else { panic!("{:?}", plan(&l)) };
     assert_eq!((key, new), (at(3), listen));
     assert!(plan(&l).status.retire.is_empty(), "the number stays in use");
+}
+
+#[test]
+fn a_partition_that_grew_under_its_export_is_told_to_its_host_and_stays_offered() {
+    let mut l = look(wish(3, Some("c")), 3);
+    l.exports.entries.insert(at(3), entry(true, "c"));
+    assert_eq!(name(&plan(&l)), "rest");
+    l.partition.as_mut().unwrap().kernel_bytes = Some(2 << 30);
+    let told = plan(&l);
+    assert_eq!(told.next, Some(Step::Kernel(Op::RevalidateExport { key: at(3) })));
+    assert!(told.status.export.is_some(), "it serves meanwhile");
+    l.exports.entries.get_mut(&at(3)).unwrap().bytes = Some(2 << 30);
+    assert_eq!(name(&plan(&l)), "rest");
+    // After a restart of the agent nobody knows what was told.
+    l.exports.entries.get_mut(&at(3)).unwrap().bytes = None;
+    assert_eq!(name(&plan(&l)), "revalidate-export");
 }

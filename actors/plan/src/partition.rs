@@ -14,6 +14,10 @@ use meshstor_kernel::ops::Op;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
+/// A partition grows by so much at a time: zeroing that much stays within the operation's deadline, and how far it is can
+/// be seen.
+pub const GROWTH_STEP: u64 = 64 << 30;
+
 /// The machine of one replica's partition.
 pub struct Partition;
 
@@ -93,7 +97,9 @@ pub struct PartitionReport {
 
 impl PartitionReport {
     fn of(state: PartitionState, partition: Option<&PartitionFact>, reason: Option<Reason>) -> PartitionReport {
-        PartitionReport { state, bytes: partition.map_or(0, |p| p.extent.length), reason }
+        // What the kernel does not have yet cannot be used yet.
+        let usable = |p: &PartitionFact| p.kernel_bytes.unwrap_or(p.extent.length).min(p.extent.length);
+        PartitionReport { state, bytes: partition.map_or(0, usable), reason }
     }
 }
 
@@ -155,6 +161,11 @@ fn make(wish: &PartitionWish, look: &PartitionLook) -> Plan<PartitionReport> {
 /// The entry exists: make the kernel see it, zero it once, record it.
 fn finish(wish: &PartitionWish, partition: &PartitionFact, look: &PartitionLook) -> Plan<PartitionReport> {
     let accepted = |reason| PartitionReport::of(PartitionState::Accepted, Some(partition), reason);
+    if partition.record.is_some() && partition.kernel_bytes.is_some_and(|bytes| bytes < partition.extent.length) {
+        // Grown in the table: as good as before until the kernel knows.
+        let ready = PartitionReport::of(PartitionState::Ready, Some(partition), None);
+        return Plan::step(Op::AnnouncePartition { key: wish.key }, ready);
+    }
     if partition.path.is_none() || partition.kernel_bytes != Some(partition.extent.length) {
         return Plan::step(Op::AnnouncePartition { key: wish.key }, accepted(None));
     }
@@ -163,7 +174,7 @@ fn finish(wish: &PartitionWish, partition: &PartitionFact, look: &PartitionLook)
             let why = format!("the partition's record names volume {} of cluster {}", record.volume, record.cluster);
             Plan::rest(accepted(Some(Reason::DriveRefused { why })))
         }
-        Some(_) => Plan::rest(PartitionReport::of(PartitionState::Ready, Some(partition), None)),
+        Some(_) => grow(wish, partition, look),
         None if wish.was_ready => {
             let what = format!("the record in partition {}", wish.key);
             Plan::rest(accepted(Some(Reason::DataMissing { what })))
@@ -176,6 +187,30 @@ fn finish(wish: &PartitionWish, partition: &PartitionFact, look: &PartitionLook)
             None => Plan::rest(accepted(Some(busy(partition)))),
         },
     }
+}
+
+/// It is there; longer when that is wanted and the space behind it is free, never shorter. It serves meanwhile.
+fn grow(wish: &PartitionWish, partition: &PartitionFact, look: &PartitionLook) -> Plan<PartitionReport> {
+    let ready = |reason| PartitionReport::of(PartitionState::Ready, Some(partition), reason);
+    let Extent { length, .. } = partition.extent;
+    let lacks = wish.bytes.saturating_sub(length);
+    if lacks == 0 {
+        return Plan::rest(ready(None));
+    }
+    let Some(drive) = look.drive.as_ref().filter(|drive| drive.id == partition.drive) else {
+        return Plan::rest(ready(Some(Reason::DriveGone)));
+    };
+    if let Some(reason) = refusal(wish.usage, &drive.class) {
+        return Plan::rest(ready(Some(reason)));
+    }
+    let behind = drive.free.iter().find(|free| free.start == partition.extent.end());
+    let free = behind.map_or(0, |free| free.length);
+    if free < lacks {
+        // All or nothing: what is taken now is never given back.
+        return Plan::rest(ready(Some(Reason::NoRoomBehind { lacks, free })));
+    }
+    let bytes = length.saturating_add(lacks.min(GROWTH_STEP));
+    Plan::step(Op::GrowPartition { key: wish.key, drive: partition.drive.clone(), bytes }, ready(None))
 }
 
 /// A tombstone names it: remove it, when what lies there is what the tombstone names and nobody uses it.

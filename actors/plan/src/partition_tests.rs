@@ -4,7 +4,7 @@ use super::*;
 use crate::Step;
 use crate::record::VolumeRecord;
 use crate::testing::*;
-use meshstor_kernel::facts::ExportEntry;
+use meshstor_kernel::facts::{ALIGNMENT, ExportEntry};
 use meshstor_kernel::id::{ExportKey, ReplicaId};
 
 fn wish() -> PartitionWish {
@@ -133,4 +133,72 @@ fn a_copy_of_a_living_volume_is_wiped_only_when_the_record_is_without_it_now() {
     assert_eq!(with(recorded(Some(&[0, 1]))), (false, "StillInSync"));
     assert_eq!(with(recorded(Some(&[1, 2]))), (true, "Releasing"));
     assert_eq!(with(Some(RecordLook::Missing)), (true, "Releasing"), "deleted by its own intent");
+}
+
+/// One GiB on its drive, two wanted; so many bytes are free right behind it.
+fn to_grow(free: u64) -> (PartitionWish, PartitionLook) {
+    let partition = partition(0);
+    let mut drive = our_drive();
+    let end = partition.extent.end();
+    // A larger gap elsewhere is of no use.
+    drive.free = vec![Extent { start: end + (4 << 30), length: 64 << 30 }];
+    if free > 0 {
+        drive.free.push(Extent { start: end, length: free });
+    }
+    let wish = PartitionWish { bytes: 2 << 30, was_ready: true, ..wish() };
+    (wish, PartitionLook { drive: Some(drive), ..look(Some(partition)) })
+}
+
+#[test]
+fn it_grows_in_place_when_the_space_behind_it_is_free_and_serves_meanwhile() {
+    let (wish, mut at) = to_grow(1 << 30);
+    let plan = Partition::plan(Some(&wish), &at);
+    let step = Op::GrowPartition { key: key(0), drive: our_drive().id, bytes: 2 << 30 };
+    assert_eq!(plan.next, Some(Step::Kernel(step)));
+    assert_eq!((plan.status.state, plan.status.bytes), (PartitionState::Ready, 1 << 30));
+    // In the table, not yet in the kernel: what counts is what can be used.
+    let grown = at.partition.as_mut().unwrap();
+    grown.extent.length = 2 << 30;
+    let plan = Partition::plan(Some(&wish), &at);
+    assert_eq!(
+        (op(&plan), plan.status.state, plan.status.bytes),
+        ("announce-partition", PartitionState::Ready, 1 << 30)
+    );
+    at.partition.as_mut().unwrap().kernel_bytes = Some(2 << 30);
+    let done = Partition::plan(Some(&wish), &at);
+    assert_eq!((op(&done), done.status.bytes, done.status.reason), ("rest", 2 << 30, None));
+    // A wish that was taken back shortens nothing.
+    let less = PartitionWish { bytes: 1 << 30, ..wish };
+    assert_eq!(op(&Partition::plan(Some(&less), &at)), "rest");
+}
+
+#[test]
+fn without_room_behind_it_nothing_is_taken_and_the_reason_says_how_much_is_lacking() {
+    for free in [0, (1 << 30) - ALIGNMENT] {
+        let (wish, at) = to_grow(free);
+        let plan = Partition::plan(Some(&wish), &at);
+        assert!(plan.next.is_none() && plan.status.state == PartitionState::Ready);
+        assert_eq!(plan.status.reason, Some(Reason::NoRoomBehind { lacks: 1 << 30, free }));
+    }
+    let (wish, mut at) = to_grow(1 << 30);
+    let ignored = PartitionWish { usage: DriveUsage::Ignore, ..wish.clone() };
+    assert_eq!(op(&Partition::plan(Some(&ignored), &at)), "rest");
+    at.drive = None;
+    assert_eq!(Partition::plan(Some(&wish), &at).status.reason, Some(Reason::DriveGone));
+}
+
+#[test]
+fn much_is_added_in_steps() {
+    let (wish, mut at) = to_grow(1 << 40);
+    let wish = PartitionWish { bytes: (1 << 30) + GROWTH_STEP + ALIGNMENT, ..wish };
+    let next = |at: &PartitionLook| match Partition::plan(Some(&wish), at).next {
+        Some(Step::Kernel(Op::GrowPartition { bytes, .. })) => bytes,
+        other => panic!("{other:?}"),
+    };
+    let first = next(&at);
+    assert_eq!(first, (1 << 30) + GROWTH_STEP);
+    let grown = at.partition.as_mut().unwrap();
+    (grown.extent.length, grown.kernel_bytes) = (first, Some(first));
+    at.drive.as_mut().unwrap().free = vec![Extent { start: grown.extent.end(), length: ALIGNMENT }];
+    assert_eq!(next(&at), wish.bytes);
 }

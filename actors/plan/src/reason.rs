@@ -122,6 +122,29 @@ pub enum Reason {
         /// Largest free extent.
         largest: u64,
     },
+    /// A partition is to be longer, and the space behind it is taken.
+    NoRoomBehind {
+        /// Bytes that it lacks.
+        lacks: u64,
+        /// Free bytes behind it.
+        free: u64,
+    },
+    /// The array is to grow, and these members' devices are not that large yet.
+    AwaitingSize {
+        /// Which.
+        replicas: BTreeSet<ReplicaId>,
+        /// Bytes that each has to have.
+        bytes: u64,
+    },
+    /// A copy outside of the set has a partition from before the volume grew: it returns when that has grown as well.
+    NeedsGrowBeforeRejoin {
+        /// Which.
+        replica: ReplicaId,
+        /// Bytes that it has.
+        has: u64,
+        /// Bytes that it has to have.
+        wanted: u64,
+    },
     /// No free port in the configured range.
     NoPort,
     /// No address to listen on.
@@ -203,6 +226,9 @@ impl Reason {
             Reason::DriveRefused { .. } => "DriveRefused",
             Reason::DriveGone => "DriveGone",
             Reason::NoSpace { .. } => "NoSpace",
+            Reason::NoRoomBehind { .. } => "NoRoomBehind",
+            Reason::AwaitingSize { .. } => "AwaitingSize",
+            Reason::NeedsGrowBeforeRejoin { .. } => "NeedsGrowBeforeRejoin",
             Reason::NoPort => "NoPort",
             Reason::NoAddress => "NoAddress",
             Reason::Failing { .. } => "Failing",
@@ -243,6 +269,9 @@ impl Reason {
         "DriveRefused",
         "DriveGone",
         "NoSpace",
+        "NoRoomBehind",
+        "AwaitingSize",
+        "NeedsGrowBeforeRejoin",
         "NoPort",
         "NoAddress",
         "Failing",
@@ -278,6 +307,12 @@ impl Reason {
             Reason::LastCopyFailed { replica } => format!(
                 "{replica}, the last in-sync copy, failed: the array is made anew when nothing uses it any more"
             ),
+            Reason::AwaitingSize { replicas, bytes } => {
+                format!("the array is to grow and waits until {} has {bytes} bytes", list(replicas))
+            }
+            Reason::NeedsGrowBeforeRejoin { replica, has, wanted } => {
+                format!("{replica} has {has} bytes, the volume has grown: it returns when it has {wanted}")
+            }
             other => other.word().to_string(),
         }
     }
@@ -304,7 +339,9 @@ impl fmt::Display for Reason {
             | Reason::AwaitingConnection { .. }
             | Reason::AwaitingPartition { .. }
             | Reason::LastCopyFrozen { .. }
-            | Reason::LastCopyFailed { .. } => f.write_str(&self.of_copies()),
+            | Reason::LastCopyFailed { .. }
+            | Reason::AwaitingSize { .. }
+            | Reason::NeedsGrowBeforeRejoin { .. } => f.write_str(&self.of_copies()),
             Reason::StaleCopy { replica } => {
                 write!(f, "{replica} is older than a copy that marks it missing; not assembled")
             }
@@ -329,6 +366,9 @@ impl fmt::Display for Reason {
             Reason::DriveGone => f.write_str("the drive is not there"),
             Reason::NoSpace { wanted, largest } => {
                 write!(f, "no free extent of {wanted} bytes on the drive (largest is {largest})")
+            }
+            Reason::NoRoomBehind { lacks, free } => {
+                write!(f, "growing needs {lacks} more bytes right behind the partition, {free} are free there")
             }
             Reason::NoPort => f.write_str("no free port in the configured range"),
             Reason::NoAddress => f.write_str("this node has no address to export on"),

@@ -41,6 +41,12 @@ pub struct StageLook {
     pub fs: FsFact,
     /// Proofs of blankness, one for each active member that is blank. Read only while the record says `Never`.
     pub blank: Vec<BlankData>,
+    /// Bytes of the array; zero while there is none, or nothing is mounted from it.
+    pub array_bytes: u64,
+    /// An array of so many bytes has been filled: this process has had it done.
+    pub filled: Option<u64>,
+    /// Why the file system could not grow a moment ago.
+    pub not_grown: Option<String>,
 }
 
 /// What is reported.
@@ -48,6 +54,8 @@ pub struct StageLook {
 pub struct StageReport {
     /// Mounted where it should be, and alive; or unmounted, when that is wanted.
     pub ready: bool,
+    /// Bytes of the array that the file system fills; zero while it does not, or that is not known.
+    pub filled: u64,
     /// What it waits for.
     pub reason: Option<Reason>,
 }
@@ -67,7 +75,7 @@ impl Machine for Stage {
             Some(true) if look.array.phase == ArrayPhase::Broken => {
                 return step(Op::ShutdownFilesystem { volume: wish.volume });
             }
-            Some(true) => return Plan::rest(StageReport { ready: true, reason: look.array.reason.clone() }),
+            Some(true) => return mounted(wish, target, look),
             Some(false) => return step(Op::Unmount { target: target.clone(), lazy: true }),
             None => {}
         }
@@ -80,6 +88,21 @@ impl Machine for Stage {
             RecordLook::Unreachable => return waiting(Reason::ApiUnreachable),
         };
         format_or_mount(record, wish, target, look)
+    }
+}
+
+/// It is there: as large as its array is, as soon as it can be. It serves meanwhile, and also when it cannot grow.
+fn mounted(wish: &StageWish, target: &str, look: &StageLook) -> Plan<StageReport> {
+    let array = look.array_bytes;
+    let fills = look.filled == Some(array) || look.fs.bytes.is_some_and(|bytes| bytes >= array);
+    let reason = look.array.reason.clone();
+    let failed = || look.not_grown.clone().map(|error| Reason::Failing { error });
+    let at = |filled, reason| StageReport { ready: true, filled, reason };
+    match (array, &look.not_grown) {
+        (0, _) => Plan::rest(at(0, reason)),
+        _ if fills => Plan::rest(at(array, reason)),
+        (_, Some(_)) => Plan::rest(at(0, reason.or_else(failed))),
+        (_, None) => Plan::step(Op::GrowFilesystem { volume: wish.volume, target: target.to_string() }, at(0, reason)),
     }
 }
 
@@ -132,7 +155,7 @@ fn unmount(look: &StageLook) -> Plan<StageReport> {
     let raw = look.fs.raw.iter().map(|target| (target, true));
     match look.fs.mounts.iter().map(|(target, alive)| (target, *alive)).chain(raw).next() {
         Some((target, alive)) => step(Op::Unmount { target: target.clone(), lazy: !alive }),
-        None => Plan::rest(StageReport { ready: true, reason: None }),
+        None => Plan::rest(StageReport { ready: true, ..StageReport::default() }),
     }
 }
 
@@ -141,7 +164,7 @@ fn step(op: Op) -> Plan<StageReport> {
 }
 
 fn waiting(reason: Reason) -> Plan<StageReport> {
-    Plan::rest(StageReport { ready: false, reason: Some(reason) })
+    Plan::rest(StageReport { reason: Some(reason), ..StageReport::default() })
 }
 
 #[cfg(test)]

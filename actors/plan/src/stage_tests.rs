@@ -42,8 +42,11 @@ fn look(format: FormatRecord, signature: Option<&str>, blank: bool) -> StageLook
             members: [(ReplicaId(0), member)].into(),
             ..ArrayReport::default()
         },
-        fs: FsFact { signature: signature.map(Into::into), mounts: BTreeMap::new(), raw: BTreeSet::new() },
+        fs: FsFact { signature: signature.map(Into::into), ..FsFact::default() },
         blank: if blank { BlankData::from_bytes("/dev/p1", &zeros, &zeros).into_iter().collect() } else { vec![] },
+        array_bytes: 0,
+        filled: None,
+        not_grown: None,
     }
 }
 
@@ -199,4 +202,33 @@ fn a_broken_array_takes_its_file_system_down() {
     assert_eq!(name(&look), "unmount");
     look.fs.mounts.clear();
     assert_eq!(name(&look), "LastCopyFailed");
+}
+
+#[test]
+fn a_mounted_file_system_fills_its_array_and_serves_whatever_comes_of_it() {
+    let mut at = look(FormatRecord::Done, Some("xfs"), false);
+    at.fs.mounts.insert(TARGET.into(), true);
+    (at.array_bytes, at.fs.bytes) = (2 << 30, Some(1 << 30));
+    let wish = StageWish { volume: volume(), target: Some(TARGET.into()), options: vec![] };
+    let plan = |at: &StageLook| Stage::plan(Some(&wish), at);
+    let grow = Op::GrowFilesystem { volume: volume(), target: TARGET.into() };
+    assert_eq!(plan(&at).next, Some(Step::Kernel(grow)));
+    assert!(plan(&at).status.ready, "it serves meanwhile");
+    // Nobody can tell how large it is: once for each size of the array.
+    at.fs.bytes = None;
+    assert_eq!(name(&at), "grow-filesystem");
+    at.filled = Some(1 << 30);
+    assert_eq!(name(&at), "grow-filesystem");
+    at.filled = Some(2 << 30);
+    assert_eq!((name(&at).as_str(), plan(&at).status.filled), ("ready=true", 2 << 30));
+    at.filled = None;
+    at.fs.bytes = Some(2 << 30);
+    assert_eq!((name(&at).as_str(), plan(&at).status.filled), ("ready=true", 2 << 30));
+    at.fs.bytes = Some(1 << 30);
+    at.not_grown = Some("EIO".into());
+    let stuck = plan(&at);
+    assert!(stuck.next.is_none() && stuck.status.ready && stuck.status.filled == 0);
+    assert_eq!(stuck.status.reason, Some(Reason::Failing { error: "EIO".into() }));
+    at.array.phase = ArrayPhase::Broken;
+    assert_eq!(name(&at), "shutdown-filesystem");
 }

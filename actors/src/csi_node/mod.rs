@@ -5,6 +5,7 @@
 //! never touches the kernel and keeps nothing that must survive a restart. Long calls are held until done or until shortly
 //! before their deadline; the work goes on (K7).
 
+mod expand;
 mod publish;
 mod stage;
 pub mod usage;
@@ -20,7 +21,8 @@ use meshstor_csi::inflight::{Fingerprint, Inflight};
 use meshstor_csi::proto;
 use meshstor_csi::proto::node_server::{Node, NodeServer};
 use meshstor_csi::request::{
-    Capability, NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume, Place,
+    Capability, NodeExpandVolume, NodeGetVolumeStats, NodePublishVolume, NodeStageVolume, NodeUnpublishVolume,
+    NodeUnstageVolume, Place,
 };
 use meshstor_kernel::id::NodeName;
 use meshstor_plan::array::MD_MINORS;
@@ -86,16 +88,17 @@ impl NodeService {
     }
 
     /// Runs one operation under its key, or joins it.
-    async fn run<F>(
+    async fn run<T, F>(
         &self,
         key: String,
         operation: &'static str,
         arguments: &impl Hash,
         hold: Option<Duration>,
         work: impl FnOnce(Arc<Inner>, String) -> F,
-    ) -> Result<(), Status>
+    ) -> Result<T, Status>
     where
-        F: Future<Output = Result<(), Status>> + Send + 'static,
+        T: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T, Status>> + Send + 'static,
     {
         let work = work(Arc::clone(&self.inner), key.clone());
         let (inner, key_of_work) = (Arc::clone(&self.inner), key.clone());
@@ -261,9 +264,15 @@ impl Node for NodeService {
 
     async fn node_expand_volume(
         &self,
-        _: Request<proto::NodeExpandVolumeRequest>,
+        message: Request<proto::NodeExpandVolumeRequest>,
     ) -> Result<Response<proto::NodeExpandVolumeResponse>, Status> {
-        Err(Status::unimplemented("volumes cannot be made larger in this version"))
+        let request = NodeExpandVolume::try_from(message.get_ref())?;
+        note_volume(&request.volume_id);
+        let (key, wanted) = (format!("expand {}", request.volume_id), request.clone());
+        let work = |inner: Arc<Inner>, key: String| async move { expand::expand(&inner, &key, &wanted).await };
+        let bytes = self.run(key, "NodeExpandVolume", &request, hold_for(&message), work).await?;
+        let capacity_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        Ok(Response::new(proto::NodeExpandVolumeResponse { capacity_bytes }))
     }
 
     async fn node_get_capabilities(
@@ -272,8 +281,13 @@ impl Node for NodeService {
     ) -> Result<Response<proto::NodeGetCapabilitiesResponse>, Status> {
         use proto::node_service_capability::rpc::Type;
         use proto::node_service_capability::{Rpc, Type as Kind};
-        let offered =
-            [Type::StageUnstageVolume, Type::GetVolumeStats, Type::VolumeCondition, Type::SingleNodeMultiWriter];
+        let offered = [
+            Type::StageUnstageVolume,
+            Type::GetVolumeStats,
+            Type::VolumeCondition,
+            Type::SingleNodeMultiWriter,
+            Type::ExpandVolume,
+        ];
         let capability =
             |rpc: Type| proto::NodeServiceCapability { r#type: Some(Kind::Rpc(Rpc { r#type: rpc.into() })) };
         let capabilities = offered.map(capability).to_vec();

@@ -211,6 +211,34 @@ impl Handler<AskMounted> for NodeActor {
     }
 }
 
+impl Handler<AskGrowth> for NodeActor {
+    type Result = ResponseFuture<Result<Option<Growth>, Failure>>;
+
+    fn handle(&mut self, question: AskGrowth, _: &mut Self::Context) -> Self::Result {
+        let (env, me) = (self.env.clone(), self.me.clone());
+        let named = question.device_of.and_then(|name| env.book.borrow().volume(&name));
+        Box::pin(async move {
+            let found = match (bind::mounted(&env, question.path).await?, named) {
+                (None, Some(volume)) => bind::device(&env, volume).await?,
+                (found, _) => found,
+            };
+            let Some(mounted) = found else { return Ok(None) };
+            let Mounted { volume, raw, size_bytes, .. } = mounted;
+            Ok(me.send(AskVolumeGrowth { volume, raw, array_bytes: size_bytes }).await.ok())
+        })
+    }
+}
+
+impl Handler<AskVolumeGrowth> for NodeActor {
+    type Result = MessageResult<AskVolumeGrowth>;
+
+    fn handle(&mut self, asked: AskVolumeGrowth, ctx: &mut Self::Context) -> Self::Result {
+        let growth = self.growth(asked);
+        self.sweep(ctx);
+        MessageResult(growth)
+    }
+}
+
 impl Handler<AskDevice> for NodeActor {
     type Result = ResponseFuture<Result<Option<Mounted>, Failure>>;
 

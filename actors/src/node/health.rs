@@ -55,6 +55,8 @@ pub(super) fn health(
 fn harmless(reason: &Reason, array: Option<&Report<ArrayReport>>) -> bool {
     match reason {
         Reason::ApiUnreachable => true,
+        // As good as it was before it was to grow.
+        Reason::AwaitingSize { .. } => true,
         Reason::Resyncing { .. } => array.is_some_and(|a| a.status.members.values().all(|member| member.in_sync)),
         _ => false,
     }

@@ -9,6 +9,7 @@ use meshstor_api::MeshStorReplica;
 use meshstor_api::node::QuarantinedPort;
 use meshstor_kernel::hint::Hint;
 use meshstor_kernel::id::VolumeId;
+use meshstor_plan::Reason;
 use std::collections::BTreeSet;
 use tokio::sync::watch;
 
@@ -113,6 +114,44 @@ pub struct AskMounted {
 pub struct AskDevice {
     /// Name.
     pub name: String,
+}
+
+/// How far a volume that is to be had at a path has grown; looked at anew, and those who can make it grow look as well.
+/// `None`: no volume of ours is there.
+#[derive(Message, Debug)]
+#[rtype(result = "Result<Option<Growth>, Failure>")]
+pub struct AskGrowth {
+    /// Where.
+    pub path: String,
+    /// Of a raw block volume, the name of its object: callers do not agree on the path of a device.
+    pub device_of: Option<String>,
+}
+
+/// As [`AskGrowth`], of a volume that was found, with what was seen of its array.
+#[derive(Message, Debug)]
+#[rtype(result = "Growth")]
+pub struct AskVolumeGrowth {
+    /// The volume.
+    pub volume: VolumeId,
+    /// It is a raw block volume.
+    pub raw: bool,
+    /// Bytes of its array.
+    pub array_bytes: u64,
+}
+
+/// How far a volume has grown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Growth {
+    /// A raw block volume, which has no file system to fill its array.
+    pub raw: bool,
+    /// Bytes of its array.
+    pub array_bytes: u64,
+    /// Bytes of the array that its file system fills.
+    pub filled: u64,
+    /// Bytes that the record, as last read, says it is to have.
+    pub recorded: Option<u64>,
+    /// What the array waits for, or what keeps the file system from growing.
+    pub reason: Option<Reason>,
 }
 
 /// A volume of ours at a path.

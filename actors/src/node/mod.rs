@@ -381,6 +381,8 @@ where
 #[cfg(test)]
 mod content_tests;
 #[cfg(test)]
+mod growth_tests;
+#[cfg(test)]
 mod rig;
 #[cfg(test)]
 mod stats_tests;

@@ -63,7 +63,9 @@ pub(super) fn replica(
         json!({"epoch": live.epoch, "generation": live.generation, "listen": listen, "ready": true, "boot": boot})
     });
     let reason = first(partition, partition.status.reason.as_ref()).or(first(export, export.status.reason.as_ref()));
-    let ready = partition.status.state == PartitionState::Ready && reason.is_none();
+    // What keeps a copy from growing does not keep it from serving.
+    let serves = |reason: &Reason| matches!(reason, Reason::NoRoomBehind { .. });
+    let ready = partition.status.state == PartitionState::Ready && reason.is_none_or(serves);
     let mut fields = json!({
         "partition": {"state": state, "sizeBytes": partition.status.bytes},
         "fencedEpoch": export.status.fenced_epoch,
@@ -217,8 +219,8 @@ pub(super) fn volume(
 
 /// Whether a copy is outside of the set, whatever it waits for.
 fn outside(reason: &Reason) -> bool {
-    use Reason::{Degraded, Flapping, WaitsForResyncBudget};
-    matches!(reason, Degraded { .. } | Flapping { .. } | WaitsForResyncBudget { .. })
+    use Reason::{Degraded, Flapping, NeedsGrowBeforeRejoin, WaitsForResyncBudget};
+    matches!(reason, Degraded { .. } | Flapping { .. } | WaitsForResyncBudget { .. } | NeedsGrowBeforeRejoin { .. })
 }
 
 /// The array's state in one word; `None` while it is on its way.

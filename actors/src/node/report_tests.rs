@@ -50,7 +50,7 @@ fn array(phase: ArrayPhase, reason: Option<Reason>) -> Report<ArrayReport> {
 
 #[test]
 fn an_array_is_told_in_one_word_with_its_paths() {
-    let mounted = report(StageReport { ready: true, reason: None });
+    let mounted = report(StageReport { ready: true, ..StageReport::default() });
     let put = volume(&array(ArrayPhase::Active, None), Some(&mounted), Content::default()).unwrap();
     let told = json!({"state": "active", "members": ["r0=local", "r1=rdma"], "copying": null});
     assert_eq!(put.fields, json!({ "array": told }));
@@ -89,4 +89,12 @@ fn a_node_without_a_required_tool_is_not_ready_and_says_which() {
     assert_eq!((said[0].type_, said[0].status, said[0].message.as_str()), ("Ready", false, "nvmet: is missing"));
     assert_eq!((said[1].type_, said[1].status), ("Limited", true));
     assert_eq!(preflight(&BTreeMap::new()).len(), 1);
+}
+
+#[test]
+fn a_copy_that_cannot_grow_is_as_good_as_before_and_says_so() {
+    let cramped = partition(PartitionState::Ready, Some(Reason::NoRoomBehind { lacks: 7, free: 3 }));
+    let put = replica(&cramped, &report(ExportReport::default()), true, "b".into());
+    assert_eq!((put.conditions[0].status, put.conditions[0].reason.as_str()), (true, "NoRoomBehind"));
+    assert!(put.conditions[0].message.contains("7 more bytes right behind"), "{}", put.conditions[0].message);
 }

@@ -354,7 +354,7 @@ pub fn mounted(fs_type: &str) -> VolumeCapability {
 }
 
 /// A request that the caller gives up after so many seconds.
-fn held<T>(message: T, seconds: u64) -> Request<T> {
+pub fn held<T>(message: T, seconds: u64) -> Request<T> {
     let mut request = Request::new(message);
     let deadline = Instant::now() + Duration::from_secs(seconds);
     request.extensions_mut().insert(meshstor_csi::deadline::Deadline(deadline));

@@ -11,6 +11,7 @@
 
 use super::NodeActor;
 use super::health::{Copies, Health, health};
+use super::messages::{AskVolumeGrowth, Growth};
 use super::report;
 use super::survey::Survey;
 use crate::events;
@@ -290,6 +291,24 @@ impl NodeActor {
         staged.connections = wanted.keys().copied().collect();
         for (key, wish) in wanted {
             self.connections.want(&key, Some(wish));
+        }
+    }
+
+    /// How far a volume has grown. Its actors look again, because whoever asks knows that it is to be larger.
+    pub(super) fn growth(&self, asked: AskVolumeGrowth) -> Growth {
+        let AskVolumeGrowth { volume, raw, array_bytes } = asked;
+        self.arrays.look(&volume);
+        self.stages.look(&volume);
+        let (array, stage) = (self.arrays.report(&volume), self.stages.report(&volume));
+        let of_array = array.and_then(|a| a.failing.map(|failing| failing.reason).or(a.status.reason));
+        let of_stage = stage.as_ref().and_then(|s| s.failing.as_ref().map(|f| f.reason.clone()));
+        let of_stage = of_stage.or(stage.as_ref().and_then(|s| s.status.reason.clone()));
+        Growth {
+            raw,
+            array_bytes,
+            filled: stage.map_or(0, |stage| stage.status.filled),
+            recorded: self.env.last_record(volume).map(|record| record.size_bytes),
+            reason: of_array.or(of_stage),
         }
     }
 

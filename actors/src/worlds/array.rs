@@ -114,7 +114,13 @@ impl ArrayWorld {
 /// The head of a connection as a member to be.
 fn remote(connection: &ConnectionFact) -> Option<Candidate> {
     let head = connection.head.as_ref()?;
-    Some(Candidate { component: head.name.clone(), path: head.path.clone(), local: false, probe: None })
+    Some(Candidate {
+        component: head.name.clone(),
+        path: head.path.clone(),
+        local: false,
+        bytes: head.size_bytes,
+        probe: None,
+    })
 }
 
 /// This node's own partition as a member to be, under the life that its drive's record names.
@@ -123,7 +129,8 @@ fn own(key: ReplicaKey, partition: &PartitionFact) -> Option<(ExportKey, Candida
     let path = partition.path.clone()?;
     let component = path.rsplit('/').next()?.to_string();
     let life = ExportKey { replica: key, epoch: record.epoch, generation: record.generation };
-    Some((life, Candidate { component, path, local: true, probe: None }))
+    let bytes = partition.kernel_bytes.unwrap_or(0);
+    Some((life, Candidate { component, path, local: true, bytes, probe: None }))
 }
 
 impl World<Array> for ArrayWorld {

@@ -16,8 +16,13 @@ use meshstor_plan::array::{Array, ArrayLook, ArrayPhase, ArrayReport, ArrayWish,
 use meshstor_plan::record::FormatRecord;
 use meshstor_plan::stage::{Stage, StageLook, StageWish};
 use meshstor_plan::{Machine, Step};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A file system that could not grow is asked again after this long: nobody's data wait for it.
+const GROW_AGAIN: Duration = Duration::from_secs(30);
 
 /// The world of one volume's file system.
 pub struct StageWorld {
@@ -26,19 +31,51 @@ pub struct StageWorld {
     array: ArrayWorld,
     /// This agent has made or found the file system: what [`Mutant::FormatRemembered`] goes by.
     made: Cell<bool>,
+    /// Bytes of the array as last looked at while something was mounted from it.
+    array_bytes: Cell<u64>,
+    /// The array that was filled last, by its bytes.
+    filled: Cell<Option<u64>>,
+    /// Why that could not be done, and when.
+    not_grown: RefCell<Option<(String, Instant)>>,
 }
 
 impl StageWorld {
     /// Of this volume.
     pub fn new(env: Rc<Env>, volume: VolumeId) -> Self {
-        StageWorld { array: ArrayWorld::new(Rc::clone(&env), volume), env, volume, made: Cell::new(false) }
+        StageWorld {
+            array: ArrayWorld::new(Rc::clone(&env), volume),
+            env,
+            volume,
+            made: Cell::new(false),
+            array_bytes: Cell::new(0),
+            filled: Cell::default(),
+            not_grown: RefCell::default(),
+        }
     }
 
     /// Whether something is mounted from an array that takes no writes any more.
     async fn broken(&self, fs: &FsFact) -> Result<bool, Failure> {
         let alive = fs.mounts.values().any(|alive| *alive);
         let array = if alive { self.env.kernel.array(self.volume).await? } else { None };
+        let bytes = array.as_ref().map_or(0, |array| array.size_bytes);
+        if self.array_bytes.replace(bytes) != bytes {
+            // Another array, or the same one grown.
+            self.filled.set(None);
+            self.not_grown.replace(None);
+        }
         Ok(array.is_some_and(|array| array.state == "broken"))
+    }
+
+    /// Why the file system could not grow a moment ago.
+    fn not_grown(&self) -> Option<String> {
+        let recent = |(_, at): &&(String, Instant)| at.elapsed() < GROW_AGAIN;
+        self.not_grown.borrow().as_ref().filter(recent).map(|(error, _)| error.clone())
+    }
+
+    /// The look, with what this process remembers of growing.
+    fn look(&self, record: RecordLook, array: ArrayReport, fs: FsFact, blank: Vec<BlankData>) -> StageLook {
+        let (array_bytes, filled, not_grown) = (self.array_bytes.get(), self.filled.get(), self.not_grown());
+        StageLook { record, array, fs, blank, array_bytes, filled, not_grown }
     }
 
     /// Proofs of blankness of active members, each read from the member itself.
@@ -70,7 +107,7 @@ impl World<Stage> for StageWorld {
         let fs = self.env.kernel.mounts(self.volume).await?;
         if settled(wish, &fs) && !self.broken(&fs).await? {
             let record = RecordLook::Unreachable;
-            return Ok(StageLook { record, array: ArrayReport::default(), fs, blank: Vec::new() });
+            return Ok(self.look(record, ArrayReport::default(), fs, Vec::new()));
         }
         let staged = ArrayWish { volume: self.volume, staged: true };
         let look = self.array.observe(Some(&staged)).await?;
@@ -88,11 +125,20 @@ impl World<Stage> for StageWorld {
             record.format = FormatRecord::Started;
             fs.signature = None;
         }
-        Ok(StageLook { record, array, fs, blank })
+        Ok(self.look(record, array, fs, blank))
     }
 
     async fn apply(&self, step: &Step) -> Result<Changed, Failure> {
         match step {
+            Step::Kernel(op @ Op::GrowFilesystem { .. }) => {
+                let bytes = self.array_bytes.get();
+                let done = self.env.kernel.apply(op).await;
+                match &done {
+                    Ok(_) => self.filled.set(Some(bytes)),
+                    Err(error) => drop(self.not_grown.replace(Some((error.to_string(), Instant::now())))),
+                }
+                Ok(done?)
+            }
             Step::Kernel(op) => {
                 let changed = self.env.kernel.apply(op).await?;
                 self.made.set(self.made.get() || matches!(op, Op::MakeFilesystem { .. }));

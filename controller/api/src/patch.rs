@@ -230,6 +230,35 @@ pub fn numbered(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, Pa
     Ok(draft.finish())
 }
 
+/// More bytes promised to the user, for the main endpoint: every complete copy has them. Refused when anything of the
+/// volume has changed since that was seen, its set above all. Sizes never fall.
+pub fn volume_size(stored: &MeshStorVolume, bytes: u64) -> Result<Patch, PatchError> {
+    let (object, from) = (name(&stored.metadata), stored.spec.size_bytes);
+    if bytes < from {
+        return Err(PatchError::Shrinks { object, field: "spec.sizeBytes", from, to: bytes });
+    }
+    let mut draft = volume_draft(stored)?;
+    draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    draft.replace("/spec/sizeBytes", json!(bytes));
+    Ok(draft.finish())
+}
+
+/// How large a copy's partition is to be, for the replica's main endpoint. What it has already it keeps: a wish is taken
+/// back only as far as its node has not reported it done, and not if it has reported anything since.
+pub fn partition_size(stored: &MeshStorReplica, bytes: u64) -> Result<Patch, PatchError> {
+    let partition = stored.status.as_ref().and_then(|status| status.partition.as_ref());
+    let from = stored.spec.partition_bytes.min(partition.map_or(u64::MAX, |partition| partition.size_bytes));
+    if bytes < from {
+        let object = name(&stored.metadata);
+        return Err(PatchError::Shrinks { object, field: "spec.partitionBytes", from, to: bytes });
+    }
+    let mut draft = Draft::default();
+    draft.test("/metadata/uid", uid(&stored.metadata)?);
+    draft.test("/metadata/resourceVersion", version(&stored.metadata)?);
+    draft.replace("/spec/partitionBytes", json!(bytes));
+    Ok(draft.finish())
+}
+
 /// The set of a detached volume without one copy, for `/status`.
 pub fn detached_shrink(stored: &MeshStorVolume, replica: ReplicaId) -> Result<Patch, PatchError> {
     let object = name(&stored.metadata);

@@ -369,3 +369,43 @@ fn the_set_of_an_attached_volume_is_the_consumers() {
     let last = detached_shrink(&typed(&document), ReplicaId(1));
     assert_eq!(last, Err(PatchError::Empty { object: "pvc-1".into() }));
 }
+
+#[test]
+fn a_volume_only_grows_and_only_as_it_was_seen() {
+    let mut document = document();
+    let patch = volume_size(&typed(&document), 2 << 30).unwrap();
+    assert_eq!(apply(&patch, &document).unwrap()["spec"]["sizeBytes"], json!(2u64 << 30));
+    let shrinks = PatchError::Shrinks { object: "pvc-1".into(), field: "spec.sizeBytes", from: 1 << 30, to: 1 << 29 };
+    assert_eq!(volume_size(&typed(&document), 1 << 29), Err(shrinks));
+    document["status"]["inSync"] = json!(["r0", "r1", "r2", "r3"]);
+    document["metadata"]["resourceVersion"] = json!("8");
+    assert_eq!(apply(&patch, &document), None, "a smaller copy may be in the set by now");
+}
+
+#[test]
+fn a_partitions_wish_is_taken_back_as_far_as_it_was_not_fulfilled() {
+    let document = |has: Value| {
+        json!({
+            "apiVersion": "csi.meshstor.io/v1alpha1", "kind": "MeshStorReplica",
+            "metadata": {"name": "pvc-1-r0", "uid": "u2", "resourceVersion": "7"},
+            "spec": {
+                "volume": "pvc-1", "volumeID": VOLUME, "clusterID": CLUSTER, "replica": "r0", "node": "a", "drive": "d",
+                "partitionBytes": 300, "role": "Member", "export": {"epoch": 0, "generation": 0}, "newer": true
+            },
+            "status": has
+        })
+    };
+    let typed = |document: &Value| serde_json::from_value::<MeshStorReplica>(document.clone()).unwrap();
+    let partly = document(json!({"partition": {"state": "Ready", "sizeBytes": 200}}));
+    for bytes in [200, 250, 300, 400] {
+        let patch = partition_size(&typed(&partly), bytes).unwrap();
+        let now = apply(&patch, &partly).unwrap();
+        assert_eq!((&now["spec"]["partitionBytes"], &now["spec"]["newer"]), (&json!(bytes), &json!(true)));
+        let mut reported = partly.clone();
+        reported["metadata"]["resourceVersion"] = json!("8");
+        assert_eq!(apply(&patch, &reported), None, "it may have grown by now");
+    }
+    let shrinks = |from, to| PatchError::Shrinks { object: "pvc-1-r0".into(), field: "spec.partitionBytes", from, to };
+    assert_eq!(partition_size(&typed(&partly), 199), Err(shrinks(200, 199)));
+    assert_eq!(partition_size(&typed(&document(json!({}))), 299), Err(shrinks(300, 299)), "nobody knows what it has");
+}

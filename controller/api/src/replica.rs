@@ -20,6 +20,7 @@ pub const CONNECTED_ANNOTATION: &str = "csi.meshstor.io/connected";
     shortname = "msrep",
     status = "ReplicaStatus",
     derive = "PartialEq",
+    validation = Rule::new("self.spec.partitionBytes >= oldSelf.spec.partitionBytes || has(oldSelf.status) && has(oldSelf.status.partition) && has(oldSelf.status.partition.sizeBytes) && self.spec.partitionBytes >= oldSelf.status.partition.sizeBytes").message("spec.partitionBytes never falls below what the partition has"),
     selectable = ".spec.node",
     selectable = ".spec.volume",
     printcolumn = r#"{"name":"Volume","type":"string","jsonPath":".spec.volume"}"#,
@@ -55,7 +56,7 @@ pub struct ReplicaSpec {
     /// Drive on that node.
     #[schemars(length(min = 1, max = 128))]
     pub drive: String,
-    /// Bytes of the partition.
+    /// Bytes of the partition. Raised when the volume is to grow; taken back as far as its node has not taken the space.
     #[schemars(range(min = 5242880))]
     pub partition_bytes: u64,
     /// What the volume holds: a copy of its `spec.filesystem`, for the record on the drive. Absent: `xfs`.

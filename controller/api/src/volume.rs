@@ -42,7 +42,7 @@ pub struct VolumeSpec {
     #[serde(rename = "clusterID")]
     pub cluster_id: String,
     /// Usable bytes promised to the user.
-    #[schemars(range(min = 1048576))]
+    #[schemars(range(min = 1048576), extend("x-kubernetes-validations" = [{"rule": "self >= oldSelf", "message": "spec.sizeBytes never falls"}]))]
     pub size_bytes: u64,
     /// Full copies, each on a node of its own.
     #[schemars(range(min = 1, max = 16))]

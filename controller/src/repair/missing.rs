@@ -49,6 +49,12 @@ pub(crate) async fn look(
     if let Some(why) = offers::silence(heartbeat.as_deref(), now, context.config.heartbeat_max) {
         return Ok(missing(Reason::NodeSilent { node: name.clone(), why }, timeout));
     }
+    // The volume has grown without it, and it cannot grow where it lies: it never returns from there.
+    let cramped = conditions(replica).iter().find(|said| said.type_ == "Ready" && said.reason == "NoRoomBehind");
+    if let Some(said) = cramped {
+        let reason = Reason::NoRoom { what: format!("for it to grow: {}", said.message) };
+        return Ok(Some(Missing { reason, heard: None, patience: timeout }));
+    }
     let said = conditions(replica).iter().find(|said| said.type_ == "Ready" && said.status == "False");
     // The node speaks, and what it says is of now.
     let heard = None;

@@ -7,6 +7,7 @@ mod attachment;
 mod creation;
 mod deletion;
 mod events;
+mod expansion;
 mod failover;
 mod faults;
 mod reading;

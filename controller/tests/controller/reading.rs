@@ -196,10 +196,10 @@ async fn one_volume_is_described_with_its_health() {
     assert!(!condition.abnormal && condition.message.starts_with("Detached: "), "{condition:?}");
     assert_eq!(ask("pvc-9").await.unwrap_err().code(), Code::NotFound);
     let offered = service.controller_get_capabilities(Request::new(Default::default())).await.unwrap().into_inner();
-    assert_eq!(offered.capabilities.len(), 8);
-    let expand = ControllerExpandVolumeRequest { volume_id: "pvc-1".into(), ..Default::default() };
-    let expand = service.controller_expand_volume(Request::new(expand)).await.unwrap_err();
-    assert_eq!(expand.code(), Code::Unimplemented);
+    assert_eq!(offered.capabilities.len(), 9);
+    let modify = ControllerModifyVolumeRequest { volume_id: "pvc-1".into(), ..Default::default() };
+    let modify = service.controller_modify_volume(Request::new(modify)).await.unwrap_err();
+    assert_eq!(modify.code(), Code::Unimplemented);
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,6 +42,8 @@ pub struct Vices {
     pub never_wipes: bool,
     /// Says that a host is connected to its copies.
     pub sees_host: bool,
+    /// Has no room behind its partitions.
+    pub cramped: bool,
     /// Keeps books of its drive, as a real agent does: takes what fits, and reports what is left.
     pub finite: bool,
 }
@@ -246,7 +248,19 @@ fn ready() -> Condition {
 
 /// The rules of the custom resource definitions that matter here.
 fn validate(schema: &Schema, old: Option<&Value>, new: &Value) -> Result<(), String> {
+    let number = |object: &Value, path: &str| object.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    if let Some(old) = old.filter(|_| schema.kind == "MeshStorReplica") {
+        let (before, after) = (number(old, "/spec/partitionBytes"), number(new, "/spec/partitionBytes"));
+        let taken = old.pointer("/status/partition/sizeBytes").and_then(Value::as_u64);
+        return match after >= before || taken.is_some_and(|taken| after >= taken) {
+            true => Ok(()),
+            false => Err("spec.partitionBytes never falls below what the partition has".into()),
+        };
+    }
     let Some(old) = old.filter(|_| schema.kind == "MeshStorVolume") else { return Ok(()) };
+    if number(new, "/spec/sizeBytes") < number(old, "/spec/sizeBytes") {
+        return Err("spec.sizeBytes never falls".into());
+    }
     let (before, after) = (&old["spec"]["attachment"], &new["spec"]["attachment"]);
     if after["epoch"].as_u64() < before["epoch"].as_u64() {
         return Err("spec.attachment.epoch never falls".into());
@@ -342,7 +356,11 @@ impl Agent {
         let name = replica.metadata.name.clone().unwrap();
         let mut status = replica.status.clone().unwrap_or_default();
         let old = status.clone();
-        let state = |state: &str| Some(meshstor_api::replica::PartitionStatus { state: state.into(), size_bytes: 1 });
+        let wanted = replica.spec.partition_bytes;
+        let has = status.partition.as_ref().filter(|p| p.state == "Ready").map_or(wanted, |p| p.size_bytes);
+        let grown = if vices.cramped { has } else { wanted.max(has) };
+        let state =
+            |state: &str| Some(meshstor_api::replica::PartitionStatus { state: state.into(), size_bytes: grown });
         if replica.spec.tombstone.is_some() {
             if vices.never_wipes {
                 return;
@@ -362,6 +380,10 @@ impl Agent {
         } else if !vices.ignores_reservations && !vices.refuses {
             let done = status.partition.as_ref().is_some_and(|partition| partition.state == "Ready");
             status.partition = state(if vices.never_ready && !done { "Accepted" } else { "Ready" });
+            let lacks = wanted.saturating_sub(grown);
+            let cramped = Condition { reason: "NoRoomBehind".into(), message: format!("lacks {lacks}"), ..ready() };
+            status.conditions.retain(|said| said.reason != "NoRoomBehind");
+            status.conditions.extend((lacks > 0).then_some(cramped));
             let wanted = &replica.spec.export;
             if wanted.epoch > status.fenced_epoch && !vices.never_fences {
                 status.fenced_epoch = wanted.epoch;
@@ -382,6 +404,9 @@ impl Agent {
             let mut body = json!({"status": status});
             if status.export.is_none() {
                 body["status"]["export"] = Value::Null;
+            }
+            if status.conditions.is_empty() && !old.conditions.is_empty() {
+                body["status"]["conditions"] = json!([]);
             }
             let _ = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&body)).await;
         }

@@ -25,6 +25,17 @@ pub fn verify_each(cluster: &Cluster, volume: &Volume) -> Result<String> {
     Ok(format!("blocks verified on each copy: {}", lines.join(", ")))
 }
 
+/// A piece of script that leaves the device of a volume's partition in `$p`, or fails. By the table of partitions: udev does
+/// not know the name at every moment, and the kernel not of one that was added since it read the table.
+pub fn locate(volume: &Volume) -> Result<String> {
+    let label = volume.data_id.get(..8).context("a volume id of more than eight digits")?;
+    let number = format!("s/^ *\\([0-9]*\\) .* meshstor-{label}-[^ ]*$/\\1/p");
+    Ok(format!(
+        "for d in /dev/nvme?n1; do n=$(sgdisk -p $d 2>/dev/null | sed -n '{number}'); [ -n \"$n\" ] && p=${{d}}p$n; done; \
+         [ -b \"$p\" ] || {{ echo \"no partition of meshstor-{label}\" >&2; exit 1; }}"
+    ))
+}
+
 /// What the checksummed file holds on one node's copy.
 fn read(cluster: &Cluster, volume: &Volume, node: &str) -> Result<String> {
     let label = volume.data_id.get(..8).context("a volume id of more than eight digits")?;
@@ -40,10 +51,9 @@ fn read(cluster: &Cluster, volume: &Volume, node: &str) -> Result<String> {
         Access::Block => format!("{read} $l; e=$?"),
     };
     let script = format!(
-        "for d in /dev/nvme?n1; do n=$(sgdisk -p $d 2>/dev/null | sed -n 's/^ *\\([0-9]*\\) .* meshstor-{label}-[^ ]*$/\\1/p'); \
-         [ -n \"$n\" ] && p=${{d}}p$n; done; [ -b \"$p\" ] || {{ echo \"no partition of meshstor-{label}\" >&2; exit 1; }}; \
-         blockdev --flushbufs $p; mkdir -p /run/copy-{label}; l=$(losetup -r -f --show -o {DATA_OFFSET} $p) || exit 1; \
-         {look}; losetup -d $l; exit $e"
+        "{}; blockdev --flushbufs $p; mkdir -p /run/copy-{label}; \
+         l=$(losetup -r -f --show -o {DATA_OFFSET} $p) || exit 1; {look}; losetup -d $l; exit $e",
+        locate(volume)?
     );
     cluster.guest(node)?.ssh_checked(&script).with_context(|| format!("read the copy of {} on {node}", volume.id))
 }

@@ -174,6 +174,37 @@ impl Csi {
         self.call(async move { client.delete_volume(timed(request)).await.map(drop) })
     }
 
+    /// ControllerExpandVolume.
+    pub fn expand(
+        &self,
+        id: &str,
+        access: Access,
+        bytes: i64,
+    ) -> (Result<ControllerExpandVolumeResponse, Status>, Duration) {
+        let request = ControllerExpandVolumeRequest {
+            volume_id: id.into(),
+            capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+            volume_capability: Some(capability(access)),
+            ..Default::default()
+        };
+        let mut client = ControllerClient::new(self.channel.clone());
+        self.call(async move { Ok(client.controller_expand_volume(timed(request)).await?.into_inner()) })
+    }
+
+    /// NodeExpandVolume where the volume is published. Answers the bytes that it has.
+    pub fn node_expand(&self, id: &str, access: Access, bytes: i64) -> (Result<i64, Status>, Duration) {
+        let request = NodeExpandVolumeRequest {
+            volume_id: id.into(),
+            volume_path: target(&self.base, id),
+            staging_target_path: staging(&self.base, id),
+            capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+            volume_capability: Some(capability(access)),
+            ..Default::default()
+        };
+        let mut client = NodeClient::new(self.channel.clone());
+        self.call(async move { Ok(client.node_expand_volume(timed(request)).await?.into_inner().capacity_bytes) })
+    }
+
     /// NodeStageVolume.
     pub fn stage(&self, id: &str, context: &HashMap<String, String>) -> (Result<(), Status>, Duration) {
         self.stage_as(id, Access::Xfs, context)

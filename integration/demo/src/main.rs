@@ -19,6 +19,7 @@ mod history;
 mod inputs;
 mod kinds;
 mod kube;
+mod larger;
 mod rdma;
 mod regressions;
 mod rewind;

@@ -10,6 +10,7 @@ use crate::follows;
 use crate::held;
 use crate::inputs;
 use crate::kinds;
+use crate::larger;
 use crate::rdma;
 use crate::rewind;
 use crate::story::*;
@@ -43,6 +44,7 @@ pub fn run(binaries: &Path, kernel: &str, only: &str, keep: bool) -> Result<()> 
         kinds::ALL,
         rdma::ALL,
         follows::ALL,
+        larger::ALL,
         held::ALL,
         throttled::ALL,
         drives::ALL,

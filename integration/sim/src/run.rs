@@ -17,6 +17,9 @@ const COME_RIGHT: f64 = 900.0;
 /// And then all copies: one that kept leaving is kept out for a quarter of an hour at most (`actors/plan/src/array/flap.rs`).
 const WHOLE: f64 = 900.0 + COME_RIGHT;
 
+/// Seeds from here on grow some of their volumes. Those before it, the kept ones above all, are what they were.
+const GROWS_FROM: u64 = 100_000;
+
 /// A whole resync of the volumes at the rate of the simulation (1 GiB at 32 MiB/s), with room to spare.
 const SYNCED: f64 = 120.0;
 
@@ -79,6 +82,9 @@ async fn one(seed: u64, harm: u64) -> Outcome {
     };
     let volumes = 1 + rng.usize(..3);
     let lives: Vec<Rc<Life>> = (0..volumes).map(|n| Life::new(cluster.clone(), rng.fork(), n)).collect();
+    if seed >= GROWS_FROM {
+        lives.iter().enumerate().for_each(|(number, life)| life.growing.draw(seed, number));
+    }
     let nemesis = Nemesis::new(cluster.clone(), rng.fork());
     pass(5.0).await;
     let tasks: Vec<_> = lives.iter().map(|life| actix::spawn(life.clone().live())).collect();

@@ -6,6 +6,7 @@
 
 mod blocks;
 mod calls;
+mod grow;
 
 use crate::cluster::{Cluster, pass};
 use fastrand::Rng;
@@ -69,6 +70,8 @@ pub struct Life {
     seen: RefCell<BTreeMap<u64, (u64, Duration)>>,
     /// Every write by its content.
     pub asked: RefCell<BTreeMap<u64, Asked>>,
+    /// Whether and how it grows.
+    pub(crate) growing: grow::Growing,
 }
 
 impl Life {
@@ -112,6 +115,7 @@ impl Life {
             unanswered: RefCell::default(),
             seen: RefCell::default(),
             asked: RefCell::default(),
+            growing: grow::Growing::default(),
         })
     }
 
@@ -129,6 +133,7 @@ impl Life {
     /// Lives until calmed.
     pub async fn live(self: Rc<Self>) {
         pass(self.below(50) as f64 / 10.0).await;
+        self.clone().grow_now_and_then();
         while self.id.get().is_none() && !self.calming.get() {
             self.create().await;
         }
@@ -193,6 +198,7 @@ impl Life {
             ));
         }
         let Some(id) = self.id.get() else { return Err(format!("{} has no identity", self.name)) };
+        self.grown_at_last(&node, end).await?;
         let write = self.write_one(&node, id);
         match tokio::time::timeout(Duration::from_secs(60), write).await {
             Ok(Ok(())) => Ok(()),

@@ -2,7 +2,9 @@
 //!
 //! Called by the seam. It knows which file carries out what, and nothing else.
 
-use super::{Shared, cache, cut_off, fabrics, fs, gpt, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe};
+use super::{
+    Shared, cache, cut_off, fabrics, fs, gpt, growfs, join, md, mdadm, mdops, nvmet, openers, pace, partition, probe,
+};
 use crate::error::{KernelError, Result};
 use crate::facts::{BlankData, Listen};
 use crate::id::{ExportKey, NodeName, Nqn, VolumeId};
@@ -36,12 +38,14 @@ async fn run(shared: &Arc<Shared>, op: Op) -> Result<Changed> {
         Op::DisableCache { drive } => shared.blocking("disable-cache", move |s| cache::disable(&s.root, &drive)).await,
         Op::LabelDrive { .. }
         | Op::AddPartition { .. }
+        | Op::GrowPartition { .. }
         | Op::AnnouncePartition { .. }
         | Op::BlankPartition { .. }
         | Op::WriteRecord { .. }
         | Op::RemovePartition { .. } => shared.blocking("partition", move |s| partitions(s, &op)).await,
         Op::Export { key, host, listen } => export(shared, key, host, listen).await,
         Op::Fence { key } => shared.blocking("fence", move |s| nvmet::fence(&s.root, key)).await,
+        Op::RevalidateExport { key } => shared.blocking("revalidate-export", move |s| revalidate(s, key)).await,
         Op::RemoveExport { key } => shared.blocking("remove-export", move |s| nvmet::remove(&s.root, key)).await,
         Op::Connect { key, node, address } => connect(shared, key, node, address).await,
         Op::Disconnect { key } => shared.blocking("disconnect", move |s| fabrics::disconnect(&s.root, key)).await,
@@ -62,6 +66,7 @@ fn partitions(shared: &Shared, op: &Op) -> Result<Changed> {
     match op {
         Op::LabelDrive { evidence } => gpt::label(root, evidence),
         Op::AddPartition { key, drive, extent } => partition::add(root, *key, drive, *extent),
+        Op::GrowPartition { key, drive, bytes } => partition::grow::grow(root, *key, drive, *bytes),
         Op::AnnouncePartition { key } => partition::announce(root, *key),
         Op::BlankPartition { evidence, record } => partition::blank(root, evidence, record),
         Op::WriteRecord { key, record } => partition::write_record(root, *key, record),
@@ -107,6 +112,8 @@ fn through_attributes(shared: &Shared, op: &Op) -> Result<Changed> {
         Op::FreezeWrites { volume, component, frozen } => mdops::freeze_writes(root, *volume, component, *frozen),
         Op::SetWriteMostly { volume, component, on } => mdops::set_write_mostly(root, *volume, component, *on),
         Op::SetRaidDisks { volume, count } => mdops::set_raid_disks(root, *volume, *count),
+        Op::GrowArray { volume, component_bytes } => mdops::grow::grow(root, *volume, *component_bytes),
+        Op::GrowFilesystem { volume, target } => growfs::grow(root, *volume, target),
         Op::HoldSync { volume, held } => pace::hold(root, *volume, *held),
         Op::SetSyncSpeed { volume, speed } => pace::set_speed(root, *volume, *speed),
         Op::StopArray { volume } => mdops::stop(root, *volume),
@@ -157,8 +164,27 @@ async fn export(shared: &Arc<Shared>, key: ExportKey, host: Nqn, listen: BTreeSe
         return Err(KernelError::refuse(&op, key.replica.partition_name(), format!("the drive has epoch {floor}")));
     }
     let absent = || KernelError::retry(&op, key.replica.partition_name(), "the kernel does not know the partition");
+    let bytes = found.kernel_bytes;
     let wanted = nvmet::Wanted { key, device: found.path.ok_or_else(absent)?, host, listen };
-    shared.blocking("export", move |s| nvmet::export(&s.root, &wanted)).await
+    let work = move |s: &Shared| {
+        let changed = nvmet::export(&s.root, &wanted)?;
+        // Enabled just now, so not smaller than what was seen before. One that was there already has told what it has told.
+        if let (Changed::Yes, Some(bytes)) = (changed, bytes) {
+            s.told.note(key, bytes);
+        }
+        Ok(changed)
+    };
+    shared.blocking("export", work).await
+}
+
+/// The size is read before nvmet reads it: what is noted is never more than what was told.
+fn revalidate(shared: &Shared, key: ExportKey) -> Result<Changed> {
+    let bytes = nvmet::size::device_bytes(&shared.root, key);
+    let changed = nvmet::size::revalidate(&shared.root, key)?;
+    if let Some(bytes) = bytes {
+        shared.told.note(key, bytes);
+    }
+    Ok(changed)
 }
 
 async fn connect(shared: &Arc<Shared>, key: ExportKey, node: NodeName, address: Listen) -> Result<Changed> {

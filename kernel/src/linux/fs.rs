@@ -9,7 +9,7 @@ use super::ioctl::{self, GoingDown};
 use super::mounts::{self, Mount};
 use super::root::Root;
 use super::uring::Ring;
-use super::{Shared, md};
+use super::{Shared, growfs, md};
 use crate::content::Filesystem;
 use crate::error::{KernelError, Result};
 use crate::facts::FsFact;
@@ -91,7 +91,11 @@ pub(super) fn mounts_of(root: &Root, volume: VolumeId) -> Result<FsFact> {
     let mut fact = FsFact { raw, ..FsFact::default() };
     for mount in mounts::of_device(&table, device) {
         fact.signature = Some(mount.fs.clone());
-        fact.mounts.insert(mount.target.clone(), alive(mount));
+        let alive = alive(mount);
+        fact.mounts.insert(mount.target.clone(), alive);
+        if alive && fact.bytes.is_none() {
+            fact.bytes = growfs::bytes(mount);
+        }
     }
     Ok(fact)
 }

@@ -118,6 +118,24 @@ impl Editor {
         Ok(number)
     }
 
+    /// Lengthens an entry of ours into free space. `kernel` is what the kernel has on the drive of others.
+    pub fn lengthen(&self, unique_guid: Uuid, bytes: u64, kernel: &[Extent]) -> Result<()> {
+        let table = self.table()?;
+        let found = table.entries.iter().find(|(_, entry)| entry.unique_guid == unique_guid);
+        let Some((number, entry)) = found.filter(|(_, entry)| entry.type_guid == PARTITION_TYPE) else {
+            return Err(KernelError::retry(
+                "edit table",
+                self.name(),
+                format!("it has no entry {unique_guid} of ours"),
+            ));
+        };
+        let Extent { start, length } = entry.extent;
+        let added = bytes.checked_sub(length).filter(|added| *added > 0);
+        let added = added.ok_or_else(|| self.refuse(format!("{number} has {length} bytes, not less than {bytes}")))?;
+        self.check_free(&table, Extent { start: entry.extent.end(), length: added }, kernel)?;
+        self.write(&table, *number, Some(&PartitionEntry { extent: Extent { start, length: bytes }, ..entry.clone() }))
+    }
+
     /// Refuses an extent that is not aligned or not free in both views of the drive.
     pub fn check_free(&self, table: &Table, extent: Extent, kernel: &[Extent]) -> Result<()> {
         let aligned = [extent.start, extent.length].iter().all(|n| n.is_multiple_of(ALIGNMENT)) && extent.length > 0;

@@ -51,7 +51,7 @@ enum BlkpgOp {
 /// The calls themselves. Request numbers are the same on every architecture we build for.
 mod raw {
     #![allow(missing_docs, reason = "private, made by macros that take no doc comment")]
-    use super::{BlkpgArg, NvmeAdmin};
+    use super::{BlkpgArg, NvmeAdmin, XfsGeometry, XfsGrow};
 
     // include/uapi/linux/blkpg.h
     nix::ioctl_write_ptr_bad!(blkpg, nix::request_code_none!(0x12, 105), BlkpgArg);
@@ -64,6 +64,11 @@ mod raw {
     // XFS_IOC_GOINGDOWN (fs/xfs/libxfs/xfs_fs.h) and EXT4_IOC_SHUTDOWN (include/uapi/linux/ext4.h) are one and the
     // same number, _IOR('X', 125, __u32), although the kernel reads the argument.
     nix::ioctl_write_ptr_bad!(shutdown, nix::request_code_read!(b'X', 125, size_of::<u32>()), u32);
+    // XFS_IOC_FSGEOMETRY_V1 and XFS_IOC_FSGROWFSDATA (fs/xfs/libxfs/xfs_fs.h).
+    nix::ioctl_read!(xfs_geometry, b'X', 100, XfsGeometry);
+    nix::ioctl_write_ptr!(xfs_grow, b'X', 110, XfsGrow);
+    // EXT4_IOC_RESIZE_FS (include/uapi/linux/ext4.h).
+    nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
 }
 
 fn partition_call(disk: &File, op: BlkpgOp, number: u32, start: u64, length: u64) -> io::Result<()> {
@@ -210,6 +215,79 @@ pub fn goingdown(file: BorrowedFd<'_>, flags: GoingDown) -> io::Result<()> {
     Ok(())
 }
 
+/// `struct xfs_fsop_geom_v1` (fs/xfs/libxfs/xfs_fs.h), which every kernel with XFS answers.
+#[repr(C)]
+#[derive(Default)]
+struct XfsGeometry {
+    blocksize: u32,
+    rtextsize: u32,
+    agblocks: u32,
+    agcount: u32,
+    logblocks: u32,
+    sectsize: u32,
+    inodesize: u32,
+    imaxpct: u32,
+    datablocks: u64,
+    rtblocks: u64,
+    rtextents: u64,
+    logstart: u64,
+    uuid: [u8; 16],
+    sunit: u32,
+    swidth: u32,
+    version: i32,
+    flags: u32,
+    logsectsize: u32,
+    rtsectsize: u32,
+    dirblocksize: u32,
+}
+
+const _: () =
+    assert!(size_of::<XfsGeometry>() == 112, "struct xfs_fsop_geom_v1: 8 * 4 + 4 * 8 + 16 + 7 * 4, padded to 8");
+
+/// `struct xfs_growfs_data` (fs/xfs/libxfs/xfs_fs.h).
+#[repr(C)]
+struct XfsGrow {
+    newblocks: u64,
+    imaxpct: u32,
+}
+
+const _: () = assert!(size_of::<XfsGrow>() == 16, "struct xfs_growfs_data: 8 + 4, padded to 8");
+
+/// What an XFS says of its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of a block.
+    pub block_bytes: u32,
+    /// Blocks of its data section.
+    pub blocks: u64,
+    /// Percent that inodes may take: growing sets it anew.
+    pub max_inode_percent: u32,
+}
+
+/// The geometry of the XFS that `file` lies on.
+pub fn xfs_geometry(file: &File) -> io::Result<Geometry> {
+    let mut geometry = XfsGeometry::default();
+    // SAFETY: the kernel writes one `struct xfs_fsop_geom_v1`, whose layout `geometry` has (asserted above).
+    unsafe { raw::xfs_geometry(file.as_raw_fd(), &mut geometry) }?;
+    let XfsGeometry { blocksize, datablocks, imaxpct, .. } = geometry;
+    Ok(Geometry { block_bytes: blocksize, blocks: datablocks, max_inode_percent: imaxpct })
+}
+
+/// Grows the data section of the XFS that `file` lies on.
+pub fn xfs_grow(file: &File, blocks: u64, max_inode_percent: u32) -> io::Result<()> {
+    let wish = XfsGrow { newblocks: blocks, imaxpct: max_inode_percent };
+    // SAFETY: the kernel reads one `struct xfs_growfs_data` from `wish`, which lives until the call returns.
+    unsafe { raw::xfs_grow(file.as_raw_fd(), &wish) }?;
+    Ok(())
+}
+
+/// Grows the ext4 that `file` lies on to so many of its blocks.
+pub fn ext4_resize(file: &File, blocks: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads one u64 from `blocks`, which lives until the call returns.
+    unsafe { raw::ext4_resize(file.as_raw_fd(), &blocks) }?;
+    Ok(())
+}
+
 // ------------------------------------------------------------------------------------------- the buffer
 
 /// The largest logical block size we work with; `O_DIRECT` wants memory aligned to the device's.
@@ -319,6 +397,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_is_on_no_file_system_that_grows() {
+        let (end, _other) = io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(end));
+        let errnos = [xfs_geometry(&file).map(|_| ()), xfs_grow(&file, 1, 25), ext4_resize(&file, 1)];
+        assert_eq!(errnos.map(|result| result.unwrap_err().raw_os_error()), [Some(libc::ENOTTY); 3]);
+    }
+
+    #[test]
     fn a_pipe_cannot_be_shut_down() {
         let (end, _other) = io::pipe().unwrap();
         let error = goingdown(end.as_fd(), GoingDown::NoLogFlush).unwrap_err();
@@ -332,6 +418,9 @@ mod tests {
         assert_eq!(nix::request_code_none!(0x12, 119), 0x1277);
         assert_eq!(nix::request_code_read!(b'X', 125, 4), 0x8004_587d);
         assert_eq!(nix::request_code_readwrite!(b'N', 0x41, size_of::<NvmeAdmin>()), 0xc048_4e41);
+        assert_eq!(nix::request_code_read!(b'X', 100, size_of::<XfsGeometry>()), 0x8070_5864);
+        assert_eq!(nix::request_code_write!(b'X', 110, size_of::<XfsGrow>()), 0x4010_586e);
+        assert_eq!(nix::request_code_write!(b'f', 16, size_of::<u64>()), 0x4008_6610);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! `faulty` only to a local member that the record is without, and never uses `want_replacement`: the first can hang or
 //! break the last copy, the second moves the truth without asking (docs/protocol.md, moves).
 
+pub mod grow;
 mod stop;
 
 use super::attr;

@@ -21,6 +21,7 @@ pub mod drives;
 pub mod fabrics;
 pub mod fs;
 pub mod gpt;
+pub mod growfs;
 pub mod ioctl;
 pub mod join;
 pub mod md;
@@ -86,6 +87,7 @@ pub(crate) struct Shared {
     clocks: clock::Clocks,
     volumes: watch::Volumes,
     busy: busy::Busy,
+    told: nvmet::size::Told,
     tables: partition::SharedTables,
     /// The kernel makes one connection at a time; ours queue here, where a deadline reaches them.
     dialling: Arc<Semaphore>,
@@ -141,6 +143,7 @@ impl Shared {
             clocks: clock::Clocks::default(),
             volumes: watch::Volumes::default(),
             busy: busy::Busy::default(),
+            told: nvmet::size::Told::default(),
             tables: partition::SharedTables::default(),
             dialling: Arc::new(Semaphore::new(1)),
             looks: Arc::new(Semaphore::new(LOOKS)),
@@ -232,7 +235,13 @@ impl Kernel for Linux {
     }
 
     async fn exports(&self, key: ReplicaKey) -> Result<ExportFact> {
-        self.shared.look("observe exports", move |shared| nvmet::observe(&shared.root, key)).await
+        let look = move |shared: &Shared| {
+            let mut fact = nvmet::observe(&shared.root, key)?;
+            fact.entries.iter_mut().for_each(|(export, entry)| entry.bytes = shared.told.of(*export));
+            shared.told.keep(key, |export| fact.entries.contains_key(export));
+            Ok(fact)
+        };
+        self.shared.look("observe exports", look).await
     }
 
     async fn connection(&self, key: ExportKey) -> Result<ConnectionFact> {

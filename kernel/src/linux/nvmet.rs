@@ -16,6 +16,7 @@
 mod configfs;
 mod device;
 mod peers;
+pub(in crate::linux) mod size;
 
 use super::attr::{self, either};
 use super::root::Root;
@@ -147,6 +148,7 @@ fn entry(paths: &Paths) -> ExportEntry {
         hosts: attr::names(&paths.subsystem.join("allowed_hosts")).into_iter().map(Nqn).collect(),
         ports: BTreeSet::new(),
         unlinked_ports: BTreeSet::new(),
+        bytes: None,
         connected: BTreeSet::new(),
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  add       zero both ends of the extent ─▶ table entry ─▶ kernel partition ─▶ node
 //!  announce                                                kernel partition ─▶ node
+//!  grow      zero the space behind ─▶ table entry ─▶ kernel partition
 //!  blank     open exclusively ─▶ zero all ─▶ read back ─▶ first record
 //!  remove    no holder, no opener ─▶ drop kernel partition ─▶ discard ─▶ drop table entry
 //! ```
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 mod bytes;
 pub(in crate::linux) mod export;
+pub(in crate::linux) mod grow;
 mod locate;
 mod observe;
 #[cfg(test)]

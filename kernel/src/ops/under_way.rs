@@ -11,12 +11,14 @@ impl Op {
         match self {
             Op::LabelDrive { evidence } => format!("drive {}", evidence.drive()),
             Op::DisableCache { drive } => format!("cache of {drive}"),
-            Op::AddPartition { drive, .. } => format!("drive {drive}"),
+            Op::AddPartition { drive, .. } | Op::GrowPartition { drive, .. } => format!("drive {drive}"),
             Op::AnnouncePartition { key } | Op::WriteRecord { key, .. } => format!("partition {key}"),
             Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {
                 format!("partition {}", evidence.key())
             }
-            Op::Export { key, .. } | Op::Fence { key } | Op::RemoveExport { key } => format!("export {}", key.replica),
+            Op::Export { key, .. } | Op::Fence { key } | Op::RevalidateExport { key } | Op::RemoveExport { key } => {
+                format!("export {}", key.replica)
+            }
             Op::Connect { key, .. } | Op::Disconnect { key } | Op::DropMember { key, .. } | Op::Abandon { key, .. } => {
                 format!("connection {key}")
             }
@@ -33,6 +35,7 @@ impl Op {
             | Op::AddBitmap { volume }
             | Op::RemoveBitmap { volume }
             | Op::SetRaidDisks { volume, .. }
+            | Op::GrowArray { volume, .. }
             | Op::SetSyncSpeed { volume, .. }
             | Op::HoldSync { volume, .. }
             | Op::MakeFilesystem { volume, .. }
@@ -40,6 +43,7 @@ impl Op {
             Op::FreezeWrites { volume, .. } => format!("freezer of {volume}"),
             Op::KillOpeners { volume } | Op::CutOff { volume, .. } => format!("openers of {volume}"),
             Op::ShutdownFilesystem { volume } => format!("file system of {volume}"),
+            Op::GrowFilesystem { volume, .. } => format!("growth of {volume}"),
             Op::StopForeignArray { name } => format!("foreign array {name}"),
             Op::Mount { target, .. } | Op::BindMount { target, .. } | Op::Unmount { target, .. } => {
                 format!("mount point {}", target)

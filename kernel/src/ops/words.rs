@@ -15,6 +15,7 @@ impl fmt::Display for Op {
             Op::AddPartition { key, drive, extent } => {
                 write!(f, "{name} {key} on {drive} at {}+{}", extent.start, extent.length)
             }
+            Op::GrowPartition { key, drive, bytes } => write!(f, "{name} {key} on {drive} to {bytes} bytes"),
             Op::AnnouncePartition { key } => write!(f, "{name} {key}"),
             Op::BlankPartition { evidence, .. } | Op::RemovePartition { evidence } => {
                 write!(f, "{name} {}", evidence.key())
@@ -24,7 +25,9 @@ impl fmt::Display for Op {
                 write!(f, "{name} {key} to {host} on")?;
                 listen.iter().try_for_each(|l| write!(f, " {}:{}:{}", l.transport.as_str(), l.address, l.port))
             }
-            Op::Fence { key } | Op::RemoveExport { key } | Op::Disconnect { key } => write!(f, "{name} {key}"),
+            Op::Fence { key } | Op::RevalidateExport { key } | Op::RemoveExport { key } | Op::Disconnect { key } => {
+                write!(f, "{name} {key}")
+            }
             Op::Connect { key, address, .. } => {
                 write!(f, "{name} {key} at {}:{}:{}", address.transport.as_str(), address.address, address.port)
             }
@@ -58,6 +61,10 @@ impl fmt::Display for Op {
                 write!(f, "{name} {} {component} {}", volume.short(), if *on { "on" } else { "off" })
             }
             Op::SetRaidDisks { volume, count } => write!(f, "{name} {} {count}", volume.short()),
+            Op::GrowArray { volume, component_bytes } => {
+                write!(f, "{name} {} to {component_bytes} bytes", volume.short())
+            }
+            Op::GrowFilesystem { volume, target } => write!(f, "{name} {} at {target}", volume.short()),
             Op::SetSyncSpeed { volume, speed } => {
                 write!(f, "{name} {} {} to {} KiB/s", volume.short(), speed.min_kib, speed.max_kib)
             }

@@ -95,6 +95,37 @@ impl State {
         Step::done(Changed::Yes)
     }
 
+    pub(super) fn op_grow_partition(&mut self, node: usize, op: &Op, half: bool) -> Step {
+        let Op::GrowPartition { key, drive: id, bytes } = op else { return Step::not_this(op) };
+        let Some((drive, number, extent)) = self.our_partition(node, *key) else {
+            return Step::fail(errno(op, key.to_string(), errno::ENOENT));
+        };
+        if self.drives[drive].spec.id() != *id {
+            return Step::fail(KernelError::refuse(op.name(), id.to_string(), "the partition is not on that drive"));
+        }
+        if *bytes <= extent.length {
+            return self.op_announce(node, op, *key);
+        }
+        if let Some(step) = self.not_ready(op, drive) {
+            return step;
+        }
+        let added = Extent { start: extent.end(), length: bytes - extent.length };
+        if let Some(refusal) = self.refuse_extent(node, op, drive, added) {
+            return Step::fail(refusal);
+        }
+        let block_bytes = self.config.block_bytes;
+        self.drives[drive].discard(added, block_bytes);
+        let whole = Extent { start: extent.start, length: *bytes };
+        let entry = self.drives[drive].table.as_mut().and_then(|table| table.get_mut(&number));
+        entry.into_iter().for_each(|entry| entry.extent = whole);
+        if half {
+            return Step::fail(KernelError::retry(op.name(), id.to_string(), "table written, kernel not told"));
+        }
+        self.nodes[node].known.insert((drive, number), whole);
+        self.hint_drive(node, drive);
+        Step::done(Changed::Yes)
+    }
+
     /// Why an extent of a drive cannot be taken.
     fn refuse_extent(&mut self, node: usize, op: &Op, drive: usize, extent: Extent) -> Option<KernelError> {
         let d = &self.drives[drive];

@@ -4,6 +4,7 @@
 //! member is stuck. Applications' blocks begin behind the file system's own. Called by the job dispatch and by the
 //! workload; it never looks at members: everything goes through the array.
 
+use super::growfs::{bytes_in, sized};
 use super::job::{Step, errno};
 use super::laws::Law;
 use super::md::io::Ask;
@@ -17,7 +18,7 @@ use crate::ops::{Changed, FormatPermit, Op};
 
 /// Blocks at the start of an array that belong to the file system: 0 its mark, 1 its log, 2 half-made content.
 pub(super) const FS_BLOCKS: u64 = 16;
-const MARK: u64 = 0;
+pub(super) const MARK: u64 = 0;
 const LOG: u64 = 1;
 const HALF_MADE: u64 = 2;
 /// Marks of the file systems: far from the tags that workloads use.
@@ -34,6 +35,8 @@ pub(super) struct Instance {
     pub(super) kind: String,
     /// Not shut down.
     pub(super) alive: bool,
+    /// Its mark.
+    pub(super) mark: u64,
 }
 
 /// One mount.
@@ -63,7 +66,7 @@ pub(super) struct Opener {
 }
 
 /// How far the I/O of one stage of a job is.
-enum JobIo {
+pub(super) enum JobIo {
     Waits,
     /// Over just now; what was read.
     Ended(u64),
@@ -79,7 +82,7 @@ impl JobIo {
 }
 
 fn kind_of(mark: u64) -> Option<String> {
-    let known = Filesystem::ALL.into_iter().find(|f| mark_of(*f) == mark).map(|f| f.to_string());
+    let known = Filesystem::ALL.into_iter().find(|f| mark_of(*f) == sized(mark, 0)).map(|f| f.to_string());
     if mark == 0 { None } else { known.or(Some("unknown".into())) }
 }
 
@@ -134,7 +137,9 @@ impl State {
     pub(super) fn mounts_fact(&self, node: usize, volume: VolumeId) -> FsFact {
         let Some(array) = self.array_of(node, volume) else { return FsFact::default() };
         let alive = self.arrays.get(&array).and_then(|a| a.fs.as_ref()).is_none_or(|fs| fs.alive);
-        let mut fact = FsFact::default();
+        let mounted = self.arrays.get(&array).and_then(|a| a.fs.as_ref());
+        let bytes = mounted.filter(|fs| fs.alive).map(|fs| bytes_in(fs.mark));
+        let mut fact = FsFact { bytes, ..FsFact::default() };
         for (target, layers) in &self.nodes[node].mounts {
             match layers.iter().rev().find(|m| m.array == array) {
                 Some(mount) if mount.raw => drop(fact.raw.insert(target.clone())),
@@ -162,7 +167,7 @@ impl State {
     }
 
     /// Array I/O as one stage of a job: started, waited for, and behind it when the job is tried again.
-    fn job_io(&mut self, job: u64, stage: u8, array: u64, ask: Ask) -> JobIo {
+    pub(super) fn job_io(&mut self, job: u64, stage: u8, array: u64, ask: Ask) -> JobIo {
         let Some((at, io)) = self.jobs.get(&job).map(|j| (j.stage, j.io)) else { return JobIo::Waits };
         if at > stage {
             return JobIo::Behind;
@@ -200,7 +205,8 @@ impl State {
             return step;
         }
         let first = if half { HALF_MADE } else { MARK };
-        match self.job_io(job, 0, array, Ask::Write { block: first, tag: mark_of(filesystem) }) {
+        let bytes = self.arrays.get(&array).map_or(0, |a| a.component_bytes);
+        match self.job_io(job, 0, array, Ask::Write { block: first, tag: sized(mark_of(filesystem), bytes) }) {
             JobIo::Waits => Step::Wait,
             JobIo::Failed => Step::fail(errno(op, volume.to_string(), errno::EIO)),
             _ if half => Step::fail(KernelError::retry(op.name(), volume.to_string(), "half made")),
@@ -268,6 +274,8 @@ impl State {
             }
             JobIo::Ended(_) | JobIo::Behind => {}
         }
+        // What was read just now, or by whoever mounted it first.
+        let mark = self.peek(array, MARK).unwrap_or(mark_of(*fs));
         if !read_only {
             match self.job_io(job, 1, array, Ask::Write { block: LOG, tag: array << 8 | 1 }) {
                 JobIo::Waits => return Step::Wait,
@@ -276,7 +284,7 @@ impl State {
             }
         }
         let Some(a) = self.arrays.get_mut(&array) else { return Step::fail(errno(op, target, errno::ENODEV)) };
-        a.fs.get_or_insert(Instance { kind: fs.to_string(), alive: true });
+        a.fs.get_or_insert(Instance { kind: fs.to_string(), alive: true, mark });
         let source = format!("/dev/{}", a.name);
         self.materialize(target, false);
         let mount = Mount { array, source, read_only, raw: false, order: self.id() };

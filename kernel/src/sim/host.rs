@@ -46,6 +46,8 @@ impl Controller {
 pub(super) struct Head {
     pub(super) name: String,
     pub(super) key: ExportKey,
+    /// The size that the target has told.
+    pub(super) bytes: u64,
     pub(super) last_completion: Time,
 }
 
@@ -108,11 +110,15 @@ impl State {
         controller.assoc.link = link;
         let (key, name) = (controller.key, controller.name.clone());
         self.say(node, format!("{name} live for {key}"));
-        let enabled = self.nodes[target].subsystems.get(&key).is_some_and(|s| s.enabled);
+        let namespace = self.nodes[target].subsystems.get(&key).filter(|s| s.enabled);
+        let (enabled, bytes) = (namespace.is_some(), namespace.map_or(0, |s| s.bytes));
+        // Whoever connects identifies the namespace.
+        let known = self.head_of(node, key).and_then(|head| self.nodes[node].heads.get_mut(&head));
+        known.into_iter().filter(|_| enabled).for_each(|head| head.bytes = bytes);
         match (self.head_of(node, key), enabled) {
             (None, true) => {
                 let id = self.id();
-                let head = Head { name: format!("{name}n1"), key, last_completion: self.now };
+                let head = Head { name: format!("{name}n1"), key, bytes, last_completion: self.now };
                 self.nodes[node].heads.insert(id, head);
             }
             // The namespace is not there any more: its head goes and what waited fails.
@@ -121,6 +127,28 @@ impl State {
             (None, false) => {}
         }
         self.hint(node, Hint::Connection(key.replica.volume));
+    }
+
+    /// A namespace of a target has another size: hosts with a live path hear of it.
+    pub(super) fn tell_size(&mut self, target: usize, key: ExportKey, bytes: u64) {
+        for node in 0..self.nodes.len() {
+            let mut paths = self.nodes[node].controllers.values().filter(|c| c.key == key && c.is_live());
+            if !paths.any(|c| c.assoc.target == target && self.path_whole(node, &c.assoc)) {
+                continue;
+            }
+            let head = self.head_of(node, key).and_then(|head| self.nodes[node].heads.get_mut(&head));
+            head.into_iter().for_each(|head| head.bytes = bytes);
+            self.hint(node, Hint::Connection(key.replica.volume));
+        }
+    }
+
+    /// Bytes that a device has for the kernel of its node.
+    pub(super) fn device_bytes(&self, node: usize, dev: Dev) -> u64 {
+        let n = &self.nodes[node];
+        match dev {
+            Dev::Part { drive, number } => n.known.get(&(drive, number)).map_or(0, |extent| extent.length),
+            Dev::Head { head } => n.heads.get(&head).map_or(0, |head| head.bytes),
+        }
     }
 
     /// A controller lost its connection: its commands go back to the queue, and it dials again.
@@ -307,11 +335,11 @@ impl State {
 
     fn head_device(&self, node: usize, head: u64) -> Option<BlockDevice> {
         let head = self.nodes[node].heads.get(&head)?;
-        let (drive, extent) = self.replica_extent(head.key.replica)?;
+        let (drive, _) = self.replica_extent(head.key.replica)?;
         Some(BlockDevice {
             name: head.name.clone(),
             path: format!("/dev/{}", head.name),
-            size_bytes: extent.length,
+            size_bytes: head.bytes,
             sector_bytes: self.drives[drive].spec.sector,
             uuid: Some(head.key.namespace_uuid()),
         })

@@ -173,12 +173,14 @@ impl State {
             Op::LabelDrive { evidence } => self.op_label(node, &op, evidence.drive()),
             Op::DisableCache { drive } => self.op_disable_cache(node, &op, drive),
             Op::AddPartition { .. } => self.op_add_partition(node, &op, half),
+            Op::GrowPartition { .. } => self.op_grow_partition(node, &op, half),
             Op::AnnouncePartition { key } => self.op_announce(node, &op, *key),
             Op::BlankPartition { evidence, record } => self.op_blank(node, &op, evidence.key(), record, half),
             Op::WriteRecord { key, record } => self.op_write_record(node, &op, *key, record, half),
             Op::RemovePartition { evidence } => self.op_remove_partition(node, &op, evidence.key(), half),
             Op::Export { .. } => self.op_export(node, &op, id, half),
             Op::Fence { key } => self.op_fence(node, *key, id, half),
+            Op::RevalidateExport { key } => self.op_revalidate(node, &op, *key, id),
             Op::RemoveExport { key } => self.op_remove_export(node, &op, *key, id),
             Op::Connect { .. } => self.op_connect(node, &op),
             Op::Disconnect { key } => self.op_disconnect(node, &op, *key),
@@ -200,6 +202,9 @@ impl State {
             Op::AddBitmap { volume } => self.op_add_bitmap(node, &op, *volume, id),
             Op::RemoveBitmap { volume } => self.op_remove_bitmap(node, &op, *volume),
             Op::SetRaidDisks { volume, count } => self.op_set_raid_disks(node, &op, *volume, *count),
+            Op::GrowArray { volume, component_bytes } => {
+                self.op_grow_array(node, &op, *volume, *component_bytes, id, half)
+            }
             Op::HoldSync { volume, held } => self.op_hold_sync(node, &op, *volume, *held),
             Op::SetSyncSpeed { volume, speed } => self.op_sync_speed(node, &op, *volume, *speed),
             Op::StopArray { volume } => self.op_stop(node, &op, *volume, id),
@@ -208,6 +213,7 @@ impl State {
                 self.op_mkfs(node, &op, (*volume, *filesystem), permit, id, half)
             }
             Op::Mount { .. } => self.op_mount(node, &op, id),
+            Op::GrowFilesystem { volume, target } => self.op_grow_filesystem(node, &op, *volume, target, id, half),
             Op::BindMount { .. } => self.op_bind(node, &op),
             Op::Unmount { target, lazy } => self.op_unmount(node, &op, target, *lazy, id),
             Op::KillOpeners { volume } => self.op_kill_openers(node, *volume),

@@ -19,6 +19,7 @@ mod disk_ops;
 mod event;
 mod faults;
 mod fs;
+mod growfs;
 mod host;
 mod job;
 mod laws;

@@ -22,6 +22,8 @@ pub(super) struct Subsystem {
     pub(super) enabled: bool,
     /// Its drive was pulled: nvmet holds a block device that is no more, also when the drive is back.
     pub(super) dead: bool,
+    /// The size that hosts are told.
+    pub(super) bytes: u64,
     pub(super) hosts: BTreeSet<Nqn>,
     /// Ports that were made for it.
     pub(super) listens: BTreeSet<Listen>,
@@ -42,9 +44,9 @@ impl State {
         let Some((drive, number)) = self.find_partition(node, key.replica) else {
             return Step::fail(errno(op, key.to_string(), errno::ENOENT));
         };
-        if !self.nodes[node].known.contains_key(&(drive, number)) {
+        let Some(bytes) = self.nodes[node].known.get(&(drive, number)).map(|extent| extent.length) else {
             return Step::fail(errno(op, key.to_string(), errno::ENODEV));
-        }
+        };
         if let Some(wrong) = listen.iter().find(|l| l.address != self.nodes[node].address) {
             return Step::fail(errno(op, wrong.address.to_string(), errno::EINVAL));
         }
@@ -78,7 +80,7 @@ impl State {
             let detail = format!("the drive has epoch {floor}");
             return Step::fail(KernelError::refuse(op.name(), key.to_string(), detail));
         }
-        let subsystem = Subsystem { drive, number, enabled: true, dead: false, hosts, listens: listen.clone() };
+        let subsystem = Subsystem { drive, number, enabled: true, dead: false, bytes, hosts, listens: listen.clone() };
         self.nodes[node].subsystems.insert(*key, subsystem);
         if half {
             return Step::fail(errno(op, key.to_string(), errno::EINTR));
@@ -89,6 +91,25 @@ impl State {
             links.entry(*key).or_insert(serial);
         }
         Step::done(Changed::Yes)
+    }
+
+    /// `revalidate_size`: hosts that are connected hear of a new size, the others when they are again.
+    pub(super) fn op_revalidate(&mut self, node: usize, op: &Op, key: ExportKey, job: u64) -> Step {
+        if self.nvmet_is_locked(node, job) {
+            return Step::Wait;
+        }
+        let found = self.nodes[node].subsystems.get(&key).filter(|s| s.enabled && !s.dead);
+        let Some((drive, number, told)) = found.map(|s| (s.drive, s.number, s.bytes)) else {
+            return Step::fail(KernelError::refuse(op.name(), key.to_string(), "its namespace is not enabled"));
+        };
+        let bytes = self.nodes[node].known.get(&(drive, number)).map_or(told, |extent| extent.length);
+        if let Some(subsystem) = self.nodes[node].subsystems.get_mut(&key) {
+            subsystem.bytes = bytes;
+        }
+        if bytes != told {
+            self.tell_size(node, key, bytes);
+        }
+        Step::changed(bytes != told)
     }
 
     /// Ports an export is linked to.
@@ -158,6 +179,7 @@ impl State {
                 namespace_uuid: Some(k.namespace_uuid()),
                 enabled: s.enabled,
                 gone: s.enabled && s.dead,
+                bytes: Some(s.bytes),
                 hosts: s.hosts.clone(),
                 unlinked_ports: made.cloned().collect(),
                 connected: self.connected(node, *k),

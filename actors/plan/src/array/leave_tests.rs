@@ -15,8 +15,13 @@ fn moving() -> At {
     at.record().in_sync = Some(ids(&[0, 1, 2]));
     at.array().raid_disks = 3;
     at.array().members.insert("nvme4n1".into(), member(2, &["in_sync", "write_mostly"]));
-    let third =
-        Candidate { component: "nvme4n1".into(), path: "/dev/nvme4n1".into(), local: false, probe: Some(probe(2, 9)) };
+    let third = Candidate {
+        component: "nvme4n1".into(),
+        path: "/dev/nvme4n1".into(),
+        local: false,
+        bytes: 1 << 40,
+        probe: Some(probe(2, 9)),
+    };
     at.0.candidates.insert(life(2, 0), third);
     at.0.connections.insert(life(2, 0), connection());
     at

@@ -53,7 +53,7 @@ pub(super) fn ready<'a>(
     record.replicas.keys().filter(may).filter_map(|r| {
         let (key, _) = record.usable_export(*r)?;
         let (key, candidate) = look.candidates.get_key_value(&key)?;
-        let free = !array.members.contains_key(&candidate.component);
+        let free = !array.members.contains_key(&candidate.component) && grow::fits(record, array, candidate);
         (free && answers(key, look) && candidate.probe.is_some()).then(|| {
             let dirty = bitmap_return(record, key, candidate, look);
             Ready { key, candidate, dirty: dirty.filter(|_| !look.re_add_failed.contains(&candidate.path)) }

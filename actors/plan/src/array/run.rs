@@ -39,6 +39,7 @@ pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
         write_mostly,
         pace::pace,
         pace::let_end,
+        grow::grow,
         seatless,
         comes_back,
         leave::shed,
@@ -48,9 +49,12 @@ pub(super) fn keep(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
 
 /// Nothing to do now; a copy may wait for leave to be copied to, or for the end of its patience.
 fn rest(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Plan<ArrayReport> {
-    let health = health(record, array);
+    let health = health(record, array).or_else(|| grow::waits(record, array, look));
     if !matches!(health, Some(Reason::Degraded { .. })) {
         return Plan::rest(in_use(look, health));
+    }
+    if let Some(reason) = grow::too_small(record, array, look) {
+        return Plan::rest(in_use(look, Some(reason)));
     }
     if let Some(replica) = pace::waiting(record, array, look) {
         return Plan::rest(in_use(look, Some(Reason::WaitsForResyncBudget { replica })));
@@ -318,7 +322,9 @@ pub(super) fn bitmap_return(
         && own.level == 1
         && own.recovery_offset.is_none()
         && own.active_slot().is_some()
-        && own.events <= departure.events;
+        && own.events <= departure.events
+        // It was away when the array grew: MD does not take it back by its bitmap (md.c `bind_rdev_to_array`), nor do we.
+        && own.component_bytes == array.size_bytes;
     // Bits that the survivors have cleared since are gone: MD refuses such a re-add (md.c `super_1_validate`), for ever.
     let covered = own.events >= survivor.events_cleared;
     let bits = bitmap.uuid == own.set_uuid && bitmap.chunk_bytes == survivor.chunk_bytes && bitmap.events >= own.events;

@@ -13,7 +13,8 @@ fn two_return() -> At {
     at.record().replicas.insert(ReplicaId(2), replica("c", false, 1));
     at.record().departures.insert(ReplicaId(2), DepartureRecord { epoch: EPOCH, generation: 0, events: 9 });
     let probe = Some(probe(2, 9));
-    let third = Candidate { component: "nvme4n1".into(), path: "/dev/nvme4n1".into(), local: false, probe };
+    let third =
+        Candidate { component: "nvme4n1".into(), path: "/dev/nvme4n1".into(), local: false, bytes: 1 << 40, probe };
     at.0.candidates.insert(life(2, 1), third);
     at.0.connections.insert(life(2, 1), connection());
     at

@@ -53,6 +53,18 @@ pub enum PatchError {
         /// The lowest free one.
         next: u32,
     },
+    /// Something would become smaller.
+    #[error("{object}: {field} would go from {from} to {to}: nothing of a volume ever shrinks")]
+    Shrinks {
+        /// Name of the object.
+        object: String,
+        /// Which field.
+        field: &'static str,
+        /// Bytes that it has.
+        from: u64,
+        /// Bytes wished for.
+        to: u64,
+    },
     /// The set belongs to the consumer.
     #[error("{object}: spec.attachment.consumer is set: the in-sync set is the consumer's to change")]
     Attached {

@@ -12,6 +12,7 @@ use std::time::Instant;
 pub const ALL: &[(&str, Scenario)] = &[
     ("first-claim: a claim, a pod ready with it, writes, everything deleted", first_claim),
     ("stateful-set: three pods with two copies each, written to and read back", stateful_set),
+    ("larger-claim: a claim patched to twice its size during writes", larger_claim),
     ("drain: the node of a pod drained during writes, and uncordoned", drain),
 ];
 
@@ -65,6 +66,33 @@ fn stateful_set(kube: &Kube) -> Result<String> {
     Ok(format!(
         "3 pods ready in {:.1} s; {carrier}\n{acks} writes, no error, longest {longest:?}; {compared} blocks verified\n{gone}",
         ready.as_secs_f64()
+    ))
+}
+
+fn larger_claim(kube: &Kube) -> Result<String> {
+    let set = Set::up(kube, "larger", 1)?;
+    let writer = &set.writers[0];
+    writer.wait_for(50)?;
+    kube.await_whole()?;
+    let claim = format!("data-{}", writer.pod);
+    let begin = Instant::now();
+    let patch = r#"{"spec":{"resources":{"requests":{"storage":"1Gi"}}}}"#;
+    kube.control.kubectl(&["patch", "pvc", &claim, "--type=merge", "-p", patch])?;
+    wait("the claim has its new size", PATIENCE, || {
+        Ok(kube.get(&["pvc", &claim])?["status"]["capacity"]["storage"] == "1Gi")
+    })
+    .with_context(|| kube.diagnosis())?;
+    let took = begin.elapsed();
+    writer.wait_for(50)?;
+    let volume = kube.get(&["msvol", &writer.volume(kube)?])?;
+    ensure!(volume["spec"]["sizeBytes"] == 1 << 30, "the volume has another size: {}", volume["spec"]["sizeBytes"]);
+    let compared = set.verify(kube)?;
+    set.undisturbed(kube)?;
+    let (acks, longest) = set.told();
+    let gone = set.down(kube)?;
+    Ok(format!(
+        "512 MiB → 1 GiB in {:.1} s; {acks} writes, no error, longest {longest:?}; {compared} blocks verified\n{gone}",
+        took.as_secs_f64()
     ))
 }
 

@@ -11,6 +11,9 @@ use tokio::time::Instant;
 /// Blocks that writers use: few, so that writes meet. They are 44 MiB apart: seldom two in a chunk of the bitmap.
 const BLOCKS: u64 = 12;
 
+/// More of them, behind the end of a volume that has not grown.
+const BEHIND: [u64; 4] = [24, 30, 36, 42];
+
 /// Longest time from a member's failure to the freeze of the writes, while nobody can record the loss: the window that
 /// docs/promises.md names (P6). An event has to be heard and one file to be written.
 const WINDOW: f64 = 0.1;
@@ -156,7 +159,8 @@ impl Life {
     /// A block with no write in flight: two at once to the same place may land in either order, and no application does that.
     fn block(&self) -> Option<u64> {
         let free = |block: &u64| !self.unanswered.borrow().contains(block);
-        let blocks: Vec<u64> = (0..BLOCKS).map(|n| n * 700).filter(free).collect();
+        let behind = BEHIND.into_iter().filter(|_| self.growing.grown.get());
+        let blocks: Vec<u64> = (0..BLOCKS).chain(behind).map(|n| n * 700).filter(free).collect();
         (!blocks.is_empty()).then(|| blocks[self.below(blocks.len())])
     }
 

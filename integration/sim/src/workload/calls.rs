@@ -183,7 +183,7 @@ impl Life {
         }
     }
 
-    fn staging(&self) -> String {
+    pub(super) fn staging(&self) -> String {
         format!("/var/lib/kubelet/plugins/kubernetes.io/csi/d/{}/globalmount", self.name)
     }
 }

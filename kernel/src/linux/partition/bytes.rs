@@ -149,6 +149,20 @@ impl<'a> Bytes<'a> {
         zeroed.and_then(|()| self.file().sync_all()).map_err(self.failed("zero partition"))
     }
 
+    /// Zeroes all of it, durably, and reads both ends back.
+    pub fn zero_and_check(&self) -> Result<()> {
+        self.zero()?;
+        let length = ALIGNMENT.min(self.extent.length);
+        for at in [0, self.extent.length - length] {
+            let end = self.read(at, length as usize)?;
+            if !end.is_some_and(|bytes| bytes.iter().all(|b| *b == 0)) {
+                let detail = "it does not read zero after zeroing";
+                return Err(KernelError::bug("zero free space", self.name.clone(), detail));
+            }
+        }
+        Ok(())
+    }
+
     /// Gives all of it back to the drive, so that none of it can be read again. A drive that can neither zero nor
     /// discard keeps what lies in the middle; it is zeroed before anybody else gets it (see `blank`).
     pub fn discard(&self) -> Result<()> {

@@ -136,6 +136,48 @@ fn adding_is_refused_where_it_would_hurt() {
     assert!(add(&made.node.root, other, &drive(), moved).unwrap_err().detail.contains("not free"));
 }
 
+// --------------------------------------------------------------------------------------------------- grow
+
+#[test]
+fn growing_zeroes_what_is_behind_before_the_entry_is_longer_and_is_completed_later() {
+    let made = made();
+    let longer = Extent { length: 64 * MIB, ..EXTENT };
+    write(&made.disk, EXTENT.end() - 4096, &[7; 4096]);
+    for at in [EXTENT.end(), longer.end() - 4096] {
+        write(&made.disk, at, &[9; 4096]);
+    }
+    write(&made.disk, longer.end(), &[8; 4096]);
+    let grow = |bytes| grow::grow(&made.node.root, key(), &drive(), bytes);
+    // A plain file takes no BLKPG: exactly what a crash between table and kernel leaves.
+    assert_eq!(grow(longer.length).unwrap_err().errno, Some(nix::libc::ENOTTY));
+    assert_eq!(locate(&made.node.root, key()).unwrap().unwrap().entry.extent, longer);
+    for at in [EXTENT.end(), longer.end() - MIB] {
+        assert_eq!(read(&made.disk, at, 1 << 20), vec![0; 1 << 20]);
+    }
+    assert_eq!(read(&made.disk, EXTENT.end() - 4096, 4096), [7; 4096], "what was there stays");
+    assert_eq!(read(&made.disk, longer.end(), 4096), [8; 4096], "what is not its own stays");
+    // Done in the table: only the kernel is left to be told.
+    assert_eq!(grow(longer.length).unwrap_err().errno, Some(nix::libc::ENOTTY));
+    made.node.partition("nvme0n1", 1, longer);
+    assert_eq!((grow(longer.length), grow(EXTENT.length)), (Ok(Changed::No), Ok(Changed::No)), "it never shrinks");
+}
+
+#[test]
+fn growing_is_refused_where_it_would_hurt() {
+    let made = made();
+    let before = read(&made.disk, 0, 64 * MIB as usize);
+    let other = ReplicaKey { replica: ReplicaId(2), ..key() };
+    let grow = |key, drive: &DriveId, bytes| grow::grow(&made.node.root, key, drive, bytes).unwrap_err().detail;
+    assert!(grow(other, &drive(), 64 * MIB).contains("no drive here has its partition"));
+    assert!(grow(key(), &DriveId("s2-1".into()), 64 * MIB).contains("is not on s2-1"));
+    assert!(grow(key(), &drive(), 33 * MIB + 512).contains("not aligned"));
+    assert!(grow(key(), &drive(), 1 << 60).contains("not free"), "beyond the drive");
+    // Free in the table, taken in the kernel.
+    made.node.partition("nvme0n1", 9, Extent { start: EXTENT.end() + MIB, length: MIB });
+    assert!(grow(key(), &drive(), 64 * MIB).contains("not free"));
+    assert_eq!(read(&made.disk, 0, 64 * MIB as usize), before);
+}
+
 #[test]
 fn a_foreign_drive_is_not_added_to_and_not_changed() {
     let node = Node::new();

@@ -7,7 +7,7 @@ use super::super::bio::{Dev, Load};
 use super::super::host::Reach;
 use super::super::job::{Step, errno};
 use super::super::state::State;
-use super::{Dirty, Member};
+use super::{Dirty, Member, new_member};
 use crate::error::KernelError;
 use crate::facts::{EpochRecord, Superblock};
 use crate::id::VolumeId;
@@ -241,7 +241,7 @@ impl State {
             // The read of the superblock goes through the ring and times out.
             Reach::Stuck => Err(Step::fail(errno(op, path, errno::ETIMEDOUT))),
             Reach::Gone => Err(Step::fail(errno(op, path, errno::EIO))),
-            Reach::There { extent, .. } if extent.length < a.component_bytes + crate::facts::DATA_OFFSET => {
+            Reach::There { .. } if self.device_bytes(node, dev) < a.component_bytes + crate::facts::DATA_OFFSET => {
                 Err(Step::fail(errno(op, path, errno::ENOSPC)))
             }
             Reach::There { drive, extent } => {
@@ -312,6 +312,10 @@ impl State {
             let number_free = a.members.values().all(|m| m.number != sb.dev_number);
             (sb.set_uuid == a.set_uuid && fresh && number_free).then(|| sb.active_slot()).flatten()
         };
+        // "make sure rdev->sectors exceeds mddev->dev_sectors" (bind_rdev_to_array): what the superblock says it uses.
+        if superblock.as_ref().is_some_and(|sb| sb.component_bytes < a.component_bytes) {
+            return Step::fail(errno(op, path, errno::ENOSPC));
+        }
         let found = superblock.and_then(|sb| fits(&sb).map(|slot| (sb, slot)));
         let Some((sb, slot)) = found else { return Step::fail(errno(op, path, errno::EINVAL)) };
         self.law_re_add(node, id, dev);
@@ -378,20 +382,5 @@ impl State {
         a.dirty(Dirty::Devices);
         self.hint_array(id);
         Step::done(Changed::Yes)
-    }
-}
-
-pub(super) fn new_member(dev: Dev, number: u32, device_uuid: uuid::Uuid) -> Member {
-    Member {
-        dev,
-        number,
-        device_uuid,
-        slot: None,
-        in_sync: false,
-        faulty: false,
-        blocked: false,
-        write_mostly: false,
-        saved_slot: None,
-        failed_at: None,
     }
 }

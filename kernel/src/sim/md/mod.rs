@@ -7,6 +7,7 @@
 //!   bitmap    which chunks may differ, what the daemon forgets
 //!   sync      resync and recovery, chunk by chunk
 //!   members   add, re-add, drop, flags
+//!   grow      more of every member
 //! ```
 //!
 //! The semantics are those read in raid1.c, md.c and md-bitmap.c of 6.12, the traps included. Called by the job
@@ -14,6 +15,7 @@
 
 pub(super) mod assemble;
 pub(super) mod bitmap;
+pub(super) mod grow;
 pub(super) mod io;
 pub(super) mod members;
 pub(super) mod meta;
@@ -57,6 +59,22 @@ impl Member {
     /// MD trusts it wholly.
     pub(super) fn good(&self) -> bool {
         self.active() && self.in_sync
+    }
+}
+
+/// A device that is added: without a slot, not in sync.
+pub(super) fn new_member(dev: Dev, number: u32, device_uuid: Uuid) -> Member {
+    Member {
+        dev,
+        number,
+        device_uuid,
+        slot: None,
+        in_sync: false,
+        faulty: false,
+        blocked: false,
+        write_mostly: false,
+        saved_slot: None,
+        failed_at: None,
     }
 }
 

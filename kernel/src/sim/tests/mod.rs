@@ -3,6 +3,7 @@
 mod chaos;
 mod faults;
 mod first;
+mod grow;
 mod idempotence;
 mod lab;
 mod laws;
