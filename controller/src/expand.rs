@@ -150,7 +150,8 @@ impl<'a> Copies<'a> {
             }
             return Ok(Some(ask(context, &unasked, partition).await.map(|()| Step::Again)?));
         }
-        let refusals: Vec<String> = self.awaited.iter().filter_map(|replica| refusal(replica, partition)).collect();
+        // Also one that is not waited for: once the volume is larger, a copy without room can never return.
+        let refusals: Vec<String> = self.living.iter().filter_map(|replica| refusal(replica, partition)).collect();
         if refusals.is_empty() {
             return Ok(None);
         }
@@ -262,6 +263,14 @@ fn refusal(replica: &MeshStorReplica, partition: u64) -> Option<String> {
     let conditions = replica.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let said: &Condition = conditions.iter().find(|said| REFUSALS.contains(&said.reason.as_str()))?;
     Some(format!("{}: {}", place(replica), said.message))
+}
+
+/// Whether a copy is smaller than its volume needs and says that it cannot grow where it lies.
+pub(crate) fn cramped(volume: &MeshStorVolume, replica: &MeshStorReplica) -> bool {
+    let least = placement::partition_bytes(volume.spec.size_bytes).saturating_sub(meshstor_kernel::facts::ALIGNMENT);
+    let has = has(replica);
+    let conditions = replica.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    has > 0 && has < least && conditions.iter().any(|said| said.reason == "NoRoomBehind")
 }
 
 /// A copy, its node and its drive, for a sentence.

@@ -16,6 +16,7 @@ use crate::Context;
 use crate::decide;
 use crate::delete;
 use crate::error::ControlError;
+use crate::expand;
 use crate::offers;
 use crate::reconcile::Next;
 use crate::telemetry;
@@ -214,6 +215,7 @@ impl Case<'_> {
             buried: replica.spec.tombstone.is_some(),
             deleting: replica.metadata.deletion_timestamp.is_some(),
             lost: self.lost.contains(id),
+            cramped: expand::cramped(self.volume, replica),
             neighbour: self.neighbours.contains(id),
             refused: reserve::refusal(self.context, replica, now).is_some(),
         };

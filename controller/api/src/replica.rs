@@ -68,7 +68,7 @@ pub struct ReplicaSpec {
     /// Of a retiring copy: the node that is to hold one in its place; absent: any that has room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub move_to: Option<String>,
-    /// Of a retiring copy: why the controller asked, `Relocation`, `Surplus`, `Lost`, `Refused`; absent: an operator asked.
+    /// Of a retiring copy: why the controller asked, `Relocation`, `Surplus`, `Lost`, `Refused`, `Cramped`; absent: an operator asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_by: Option<String>,
     /// For whom it is to be exported; its epoch is also what the node has to fence for.

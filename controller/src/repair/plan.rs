@@ -26,6 +26,8 @@ pub(crate) enum Cause {
     Lost,
     /// Its node does not take the reservation.
     Refused,
+    /// The volume has grown, and it cannot where it lies.
+    Cramped,
 }
 
 impl Cause {
@@ -35,6 +37,7 @@ impl Cause {
             Cause::Surplus => "Surplus",
             Cause::Lost => "Lost",
             Cause::Refused => "Refused",
+            Cause::Cramped => "Cramped",
         }
     }
 }
@@ -63,6 +66,8 @@ pub(crate) struct CopyView {
     pub(crate) lost: bool,
     /// A reservation that its node does not take.
     pub(crate) refused: bool,
+    /// Smaller than the volume needs, and without room to grow.
+    pub(crate) cramped: bool,
     /// In the zone of the consumer, where zones matter.
     pub(crate) neighbour: bool,
 }
@@ -117,7 +122,7 @@ pub(crate) enum Action {
 
 /// The first rule that has something to do decides.
 pub(crate) fn decide(view: &View) -> Option<Action> {
-    let rules = [bury, dismiss, shrink, stay, refused, surplus, lost, reserve, relocate];
+    let rules = [bury, dismiss, shrink, stay, refused, cramped, surplus, lost, reserve, relocate];
     rules.iter().find_map(|rule| rule(view))
 }
 
@@ -175,6 +180,14 @@ fn stay(view: &View) -> Option<Action> {
 fn refused(view: &View) -> Option<Action> {
     let id = find(view, |copy| copy.member() && copy.refused && !copy.in_sync)?;
     Some(Action::Retire(id, Cause::Refused))
+}
+
+/// It came into the set while the volume grew: no array grows beyond its smallest member. One at a time.
+fn cramped(view: &View) -> Option<Action> {
+    if count(view, |copy| copy.retiring && copy.in_sync) > 0 {
+        return None;
+    }
+    last(view, |copy| copy.member() && copy.in_sync && copy.cramped).map(|id| Action::Retire(id, Cause::Cramped))
 }
 
 fn surplus(view: &View) -> Option<Action> {

@@ -143,3 +143,16 @@ fn a_repair_ends_with_as_many_copies_as_are_wanted_whoever_is_first() {
         assert_eq!(decide(&end), None);
     }
 }
+
+#[test]
+fn a_complete_copy_that_cannot_grow_is_replaced_one_at_a_time() {
+    let copy = |cramped| CopyView { in_sync: true, cramped, ..CopyView::default() };
+    let mut view = View { count: 2, copies: [(r(0), copy(true)), (r(1), copy(true))].into(), ..View::default() };
+    assert_eq!(decide(&view), Some(Action::Retire(r(1), Cause::Cramped)));
+    view.copies.get_mut(&r(1)).unwrap().retiring = true;
+    assert_eq!(decide(&view), Some(Action::Reserve(Place::Free)), "one more before the next goes");
+    view.copies.insert(r(0), copy(false));
+    view.copies.remove(&r(1));
+    view.copies.insert(r(2), copy(false));
+    assert_eq!(decide(&view), None);
+}

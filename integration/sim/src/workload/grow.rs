@@ -102,7 +102,16 @@ impl Life {
             }
             pass(1.0).await;
         }
+        if self.cramped() {
+            return Ok(());
+        }
         Err(format!("{} could not be made larger after all harm had ended: {last}", self.name))
+    }
+
+    /// A copy that was away when the volume grew has no room where it lies: it is replaced after a quarter of an hour, if some
+    /// node can hold another one (docs/operations/expansion.md). Until then, or for ever, the volume has one copy less.
+    pub(crate) fn cramped(&self) -> bool {
+        self.growing.asked.get() && crate::oracle::said(&self.cluster, &self.name).contains("NoRoomBehind")
     }
 
     async fn has_grown(&self, node: &str) -> Result<(), String> {
