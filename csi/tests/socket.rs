@@ -13,7 +13,7 @@ use meshstor_csi::identity::{Identity, Readiness};
 use meshstor_csi::inflight::{Fingerprint, Inflight};
 use meshstor_csi::proto::identity_client::IdentityClient;
 use meshstor_csi::proto::identity_server::{Identity as IdentityService, IdentityServer};
-use meshstor_csi::proto::plugin_capability::{Type, service};
+use meshstor_csi::proto::plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion};
 use meshstor_csi::proto::*;
 use meshstor_csi::server::{ServeError, bind};
 use meshstor_csi::{DRIVER_NAME, client};
@@ -103,16 +103,14 @@ async fn identity_says_who_we_are_and_whether_we_are_ready() {
     assert_eq!(DRIVER_NAME, "io.meshstor.csi.mesh");
 
     let answer = served.client.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap().into_inner();
-    let kinds: Vec<i32> = answer
-        .capabilities
-        .iter()
-        .map(|capability| match capability.r#type {
-            Some(Type::Service(service)) => service.r#type,
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    let expected = [service::Type::ControllerService, service::Type::VolumeAccessibilityConstraints];
-    assert_eq!(kinds, expected.map(i32::from));
+    let kinds: Vec<Type> = answer.capabilities.into_iter().filter_map(|capability| capability.r#type).collect();
+    let service = |kind: service::Type| Type::Service(Service { r#type: kind.into() });
+    let expected = [
+        service(service::Type::ControllerService),
+        service(service::Type::VolumeAccessibilityConstraints),
+        Type::VolumeExpansion(VolumeExpansion { r#type: volume_expansion::Type::Online.into() }),
+    ];
+    assert_eq!(kinds, expected);
 
     assert_eq!(served.client.probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
     up.store(false, Ordering::SeqCst);

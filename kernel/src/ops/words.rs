@@ -54,23 +54,16 @@ impl fmt::Display for Op {
                 write!(f, "{name} {} {component} survivor {}", volume.short(), evidence.survivor())
             }
             Op::RemoveFaulty { volume, component } => write!(f, "{name} {} {component}", volume.short()),
-            Op::FreezeWrites { volume, component, frozen } => {
-                write!(f, "{name} {} {component} {}", volume.short(), if *frozen { "on" } else { "off" })
-            }
-            Op::SetWriteMostly { volume, component, on } => {
-                write!(f, "{name} {} {component} {}", volume.short(), if *on { "on" } else { "off" })
+            Op::FreezeWrites { volume, component, frozen: on } | Op::SetWriteMostly { volume, component, on } => {
+                write!(f, "{name} {} {component} {}", volume.short(), onoff(on))
             }
             Op::SetRaidDisks { volume, count } => write!(f, "{name} {} {count}", volume.short()),
-            Op::GrowArray { volume, component_bytes } => {
-                write!(f, "{name} {} to {component_bytes} bytes", volume.short())
-            }
+            Op::GrowArray { volume, component_bytes: to } => write!(f, "{name} {} to {to} bytes", volume.short()),
             Op::GrowFilesystem { volume, target } => write!(f, "{name} {} at {target}", volume.short()),
             Op::SetSyncSpeed { volume, speed } => {
                 write!(f, "{name} {} {} to {} KiB/s", volume.short(), speed.min_kib, speed.max_kib)
             }
-            Op::HoldSync { volume, held } => {
-                write!(f, "{name} {} {}", volume.short(), if *held { "on" } else { "off" })
-            }
+            Op::HoldSync { volume, held } => write!(f, "{name} {} {}", volume.short(), onoff(held)),
             Op::StopForeignArray { name: md } => write!(f, "{name} {md}"),
             Op::MakeFilesystem { volume, filesystem, permit } => {
                 let why = match permit {
@@ -84,4 +77,8 @@ impl fmt::Display for Op {
             Op::Unmount { target, lazy } => write!(f, "{name} {target}{}", if *lazy { " lazily" } else { "" }),
         }
     }
+}
+
+fn onoff(on: &bool) -> &'static str {
+    if *on { "on" } else { "off" }
 }
