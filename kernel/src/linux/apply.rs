@@ -179,12 +179,13 @@ async fn export(shared: &Arc<Shared>, key: ExportKey, host: Nqn, listen: BTreeSe
 
 /// The size is read before nvmet reads it: what is noted is never more than what was told.
 fn revalidate(shared: &Shared, key: ExportKey) -> Result<Changed> {
-    let bytes = nvmet::size::device_bytes(&shared.root, key);
+    let (bytes, known) = (nvmet::size::device_bytes(&shared.root, key), shared.told.of(key));
     let changed = nvmet::size::revalidate(&shared.root, key)?;
     if let Some(bytes) = bytes {
         shared.told.note(key, bytes);
     }
-    Ok(changed)
+    // After a start nobody knows what was told: it is told once more, which changes nothing unless it grew meanwhile.
+    Ok(if known.is_some() { changed } else { Changed::No })
 }
 
 async fn connect(shared: &Arc<Shared>, key: ExportKey, node: NodeName, address: Listen) -> Result<Changed> {
