@@ -5,7 +5,7 @@
 
 use crate::cluster::{Cluster, wait};
 use crate::csi::{Wanted, retriable};
-use crate::cuts::{PATIENCE, await_copies, carrier, finish, one_remote, writing};
+use crate::cuts::{PATIENCE, await_copies, carrier, finish, one_remote, read_each, writing};
 use crate::history::Running;
 use crate::scenarios::{Scenario, said};
 use crate::story::*;
@@ -83,7 +83,8 @@ fn hung_drive(cluster: &mut Cluster) -> Result<String> {
         let agent = cluster.node("node-a")?;
         agent.node_unpublish(&volume.id).0.context("NodeUnpublishVolume on the old consumer")?;
         agent.unstage(&volume.id).0.context("NodeUnstageVolume on the old consumer")?;
-        ends.push(format!("{blocks} blocks verified; {}", finish_one(cluster, volume)?));
+        ends.push(format!("{blocks} blocks verified; {}", read_each(cluster, volume, 2)?));
+        cluster.csi.delete(&volume.id).0.with_context(|| format!("DeleteVolume {}", volume.id))?;
     }
     wait("nothing left", Duration::from_secs(30), || Ok(crate::checks::no_leaks(cluster).is_ok()))?;
     Ok(format!("{told}; {}", ends.join("; ")))
@@ -142,13 +143,4 @@ fn while_hung(cluster: &Cluster, volumes: &mut [Volume], on_it: &Running) -> Res
         lines.push(format!("{} on node-c after {:.1} s", volume.id, begin.elapsed().as_secs_f64()));
     }
     Ok(lines.join(", "))
-}
-
-/// As [`finish`], while another volume is still there.
-fn finish_one(cluster: &Cluster, volume: &Volume) -> Result<String> {
-    await_copies(cluster, &volume.id, 2)?;
-    detach(cluster, &volume.id, &volume.at)?;
-    let line = crate::copies::verify_each(cluster, volume)?;
-    cluster.csi.delete(&volume.id).0.with_context(|| format!("DeleteVolume {}", volume.id))?;
-    Ok(line)
 }
