@@ -2,7 +2,7 @@
 
 use crate::{options, telemetry};
 use anyhow::Result;
-use meshstor_controller::{Controller, ControllerConfig, ResyncLimits};
+use meshstor_controller::{Controller, ControllerConfig, GuardConfig, ResyncLimits};
 use meshstor_csi::identity::{Identity, Readiness};
 use meshstor_csi::proto::controller_server::ControllerServer;
 use meshstor_csi::server;
@@ -37,9 +37,33 @@ pub struct Arguments {
     /// Never do that without being asked: wait for Kubernetes' own detach, the out-of-service taint or a person
     #[arg(long)]
     no_fail_over: bool,
+    /// Image of this program: puts a guard on every storage node, which `kubectl drain` has to evict and may only while every
+    /// used volume has a complete copy elsewhere. Without it a drain does not ask
+    #[arg(long, requires = "guard_namespace")]
+    guard_image: Option<String>,
+    /// `imagePullPolicy` of guards
+    #[arg(long, default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
+    guard_pull_policy: String,
+    /// Name of an `imagePullSecret` of guards; may be given several times
+    #[arg(long)]
+    guard_pull_secret: Vec<String>,
+    /// Namespace of guards and of the Deployment that owns them
+    #[arg(long)]
+    guard_namespace: Option<String>,
+    /// The Deployment that owns them; they go with it
+    #[arg(long, default_value = "meshstor-controller")]
+    guard_owner: String,
     /// Log as JSON
     #[arg(long)]
     log_json: bool,
+}
+
+impl Arguments {
+    fn guard(&self) -> Option<GuardConfig> {
+        let (image, namespace) = (self.guard_image.clone()?, self.guard_namespace.clone()?);
+        let (pull_policy, pull_secrets) = (self.guard_pull_policy.clone(), self.guard_pull_secret.clone());
+        Some(GuardConfig { namespace, image, pull_policy, pull_secrets, owner: self.guard_owner.clone() })
+    }
 }
 
 /// Runs until asked to stop.
@@ -52,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let resyncs =
             ResyncLimits { node: arguments.resyncs_per_node.into(), cluster: arguments.resyncs_per_cluster.into() };
         let fail_over = (!arguments.no_fail_over).then(|| Duration::from_secs(arguments.fail_over_after.into()));
-        let config = ControllerConfig { resyncs, fail_over, ..ControllerConfig::default() };
+        let config = ControllerConfig { resyncs, fail_over, guard: arguments.guard(), ..ControllerConfig::default() };
         let controller = Controller::new(client, config);
         let address = telemetry::serve(arguments.metrics_address, metrics, Arc::new(|| Ok(()))).await?;
         let bound = server::bind(&arguments.csi_endpoint).await?;

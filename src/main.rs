@@ -4,6 +4,7 @@ mod controller;
 mod crds;
 mod dev;
 mod doctor;
+mod guard;
 mod node;
 mod options;
 mod recover;
@@ -32,6 +33,8 @@ enum Command {
     Crds(crds::Arguments),
     /// Check what this node can do and say what is missing
     Doctor(doctor::Arguments),
+    /// Wait for a signal: the pod that `kubectl drain` has to evict before a node may go
+    Guard,
     /// Rebuild the record of volumes from their drives, after etcd went back in time or objects were lost
     Recover(recover::Arguments),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Dev(arguments) => dev::run(&arguments),
         Command::Crds(arguments) => crds::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Guard => guard::run(),
         Command::Recover(arguments) => recover::run(&arguments),
     };
     match result {

@@ -23,6 +23,7 @@ mod error;
 mod expand;
 mod exports;
 mod failover;
+mod guard;
 mod health;
 mod herald;
 mod hints;
@@ -58,9 +59,9 @@ use writer::Writer;
 /// How long things may take, and where time and randomness come from.
 #[derive(Clone)]
 pub struct ControllerConfig {
-    /// A reservation that its node has not accepted after this long is placed elsewhere.
+    /// A reservation that its node has not accepted after this long is placed elsewhere, if there is another place.
     pub reservation_timeout: Duration,
-    /// An accepted reservation whose partition is not ready after this long is placed elsewhere.
+    /// An accepted reservation whose partition is not ready after this long is given up, and one that was not accepted.
     pub preparation_timeout: Duration,
     /// A node whose last report is older gets no copies and is not waited for when a volume is deleted.
     pub heartbeat_max: Duration,
@@ -78,6 +79,8 @@ pub struct ControllerConfig {
     pub resyncs: ResyncLimits,
     /// After this long without a sign of life of a node its volumes are brought to others; `None`: never without being asked.
     pub fail_over: Option<Duration>,
+    /// Pods that hold up drains; `None`: a drain does not ask.
+    pub guard: Option<GuardConfig>,
     /// The wall clock: for heartbeats and for times written into objects, never for timers.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Where the identities of new volumes come from.
@@ -97,6 +100,7 @@ impl Default for ControllerConfig {
             repair_poll: Duration::from_secs(5),
             resyncs: ResyncLimits::default(),
             fail_over: None,
+            guard: None,
             now: Arc::new(Timestamp::now),
             new_id: Arc::new(Uuid::new_v4),
         }
@@ -116,6 +120,7 @@ impl fmt::Debug for ControllerConfig {
             .field("repair_poll", &self.repair_poll)
             .field("resyncs", &self.resyncs)
             .field("fail_over", &self.fail_over)
+            .field("guard", &self.guard)
             .finish_non_exhaustive()
     }
 }
@@ -180,9 +185,11 @@ impl Controller {
         tokio::select! {
             () = loops::run(Arc::clone(&self.context)) => {}
             () = failover::run(Arc::clone(&self.context)) => {}
+            () = guard::run(Arc::clone(&self.context)) => {}
             () = shutdown => {}
         }
     }
 }
 
 pub use csi::ControllerService;
+pub use guard::GuardConfig;

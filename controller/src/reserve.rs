@@ -4,7 +4,6 @@
 //! it accepts once. It never touches a volume that was recorded, and buries a reservation only if that has not
 //! reported anything since it was read.
 
-use crate::Context;
 use crate::decide;
 use crate::delete;
 use crate::error::ControlError;
@@ -12,6 +11,7 @@ use crate::names;
 use crate::offers;
 use crate::telemetry;
 use crate::writer::Creation;
+use crate::{Context, ControllerConfig};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshstor_api::FINALIZER;
 use meshstor_api::replica::{ExportSpec, MeshStorReplica, ReplicaRole, ReplicaSpec};
@@ -20,6 +20,7 @@ use meshstor_csi::request::{LocalCopy, TopologyRequirement};
 use meshstor_kernel::id::{NodeName, ReplicaId};
 use meshstor_plan::placement::{self, Choice, Local, Pick, Request, Shortage};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Words of a node's conditions that mean it will not accept this reservation, however long we wait.
@@ -45,6 +46,8 @@ enum Answer {
     Ready,
     Underway(String),
     Refused(String),
+    /// Nothing for so long that another place would be better, if there is one.
+    Silent(String),
 }
 
 /// The memory of one CreateVolume call: how long each reservation has been waiting, and who refused.
@@ -115,6 +118,15 @@ impl Reservations {
                     self.give_up(context, replica, why).await?;
                     return Ok(Progress::Changed);
                 }
+                // A slow node is better than none: without another place the answer would be that there is no room, and
+                // all that was done would be undone.
+                Answer::Silent(why) => match self.place(context, volume, &live, 1).await? {
+                    Ok(_) => {
+                        self.give_up(context, replica, why).await?;
+                        return Ok(Progress::Changed);
+                    }
+                    Err(_) => waiting.push(format!("{} {why}", replica.spec.node)),
+                },
             }
         }
         let missing = (volume.spec.replica_count as usize).saturating_sub(live.len());
@@ -144,12 +156,14 @@ impl Reservations {
         }
         let uid = replica.metadata.uid.clone().unwrap_or_default();
         let waited = self.since.entry((uid, accepted)).or_insert_with(Instant::now).elapsed();
-        let (limit, done) = match accepted {
-            true => (context.config.preparation_timeout, "prepared"),
-            false => (context.config.reservation_timeout, "accepted"),
-        };
-        if waited >= limit {
-            return Answer::Refused(format!("has not {done} the reservation {id} within {} s", limit.as_secs()));
+        let ControllerConfig { reservation_timeout, preparation_timeout, .. } = context.config;
+        let late =
+            |done: &str, limit: Duration| format!("has not {done} the reservation {id} within {} s", limit.as_secs());
+        match accepted {
+            true if waited >= preparation_timeout => return Answer::Refused(late("prepared", preparation_timeout)),
+            false if waited >= preparation_timeout => return Answer::Refused(late("accepted", preparation_timeout)),
+            false if waited >= reservation_timeout => return Answer::Silent(late("accepted", reservation_timeout)),
+            _ => {}
         }
         Answer::Underway(format!("{id} on {node} ({})", if accepted { "accepted" } else { "not accepted yet" }))
     }

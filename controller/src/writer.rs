@@ -82,9 +82,13 @@ impl Writer {
 
     /// Whether Kubernetes has a node of this name.
     pub(crate) async fn node_exists(&self, name: &str) -> Result<bool, ControlError> {
+        Ok(self.node(name).await?.is_some())
+    }
+
+    /// Name, identity and labels of one of Kubernetes' nodes.
+    pub(crate) async fn node(&self, name: &str) -> Result<Option<PartialObjectMeta<Node>>, ControlError> {
         let api: Api<Node> = Api::all(self.client.clone());
-        let answer = self.in_time(api.get_metadata_opt(name)).await;
-        Ok(answer.map_err(|source| failed(&format!("node {name}"), source))?.is_some())
+        self.in_time(api.get_metadata_opt(name)).await.map_err(|source| failed(&format!("node {name}"), source))
     }
 
     /// The zone of each node of Kubernetes' that has one.

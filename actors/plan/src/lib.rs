@@ -11,6 +11,7 @@
 
 pub mod array;
 pub mod connection;
+pub mod drain;
 pub mod drive;
 pub mod export;
 pub mod failover;

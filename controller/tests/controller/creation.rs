@@ -80,6 +80,42 @@ async fn a_reservation_nobody_accepts_is_placed_elsewhere() {
     assert_eq!(world.volume("pvc-1").unwrap()["status"]["inSync"], serde_json::json!(["r1", "r2"]));
 }
 
+/// A busy cluster: every agent takes longer than the patience with one of them. Nothing would be won by beginning anew.
+#[tokio::test(start_paused = true)]
+async fn slow_nodes_are_waited_for_when_there_is_no_other_place() {
+    let world = World::new(&[("a", 50), ("b", 40)]).await;
+    let service = world.controller("c1");
+    for node in ["a", "b"] {
+        world.vices(node, |vices| vices.ignores_reservations = true);
+    }
+    let wake = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        for node in ["a", "b"] {
+            world.vices(node, |vices| vices.ignores_reservations = false);
+        }
+    };
+    let (made, ()) = tokio::join!(create(&service, "pvc-1", 1), wake);
+    made.unwrap();
+    assert_eq!(world.copies("pvc-1"), [("r0".into(), "a".into()), ("r1".into(), "b".into())].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_never_answers_is_given_up_in_the_end() {
+    let world = World::new(&[("a", 50), ("b", 40)]).await;
+    let service = world.controller("c1");
+    world.vices("a", |vices| vices.ignores_reservations = true);
+    let start = Instant::now();
+    let error = loop {
+        match create(&service, "pvc-1", 1).await.unwrap_err() {
+            error if error.code() == Code::DeadlineExceeded => {}
+            error => break error,
+        }
+    };
+    assert!(start.elapsed() >= Duration::from_secs(120) && start.elapsed() < Duration::from_secs(180), "{start:?}");
+    assert_eq!(error.code(), Code::ResourceExhausted);
+    assert!(error.message().contains("a has not accepted the reservation r0 within 120 s"), "{}", error.message());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_says_no_is_not_waited_for() {
     let world = World::new(&[("a", 50), ("b", 40), ("c", 30)]).await;

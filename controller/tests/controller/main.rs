@@ -6,6 +6,7 @@
 mod attachment;
 mod creation;
 mod deletion;
+mod drain;
 mod events;
 mod expansion;
 mod failover;

@@ -151,7 +151,12 @@ impl World {
     /// A controller with its loop that fails over after so many seconds.
     pub fn failing_over(&self, name: &str, seconds: u64) -> ControllerService {
         let fail_over = Some(Duration::from_secs(seconds));
-        let controller = self.configured(name, ControllerConfig { fail_over, ..ControllerConfig::default() });
+        self.running(name, ControllerConfig { fail_over, ..ControllerConfig::default() })
+    }
+
+    /// A controller with its loops, configured like this.
+    pub fn running(&self, name: &str, config: ControllerConfig) -> ControllerService {
+        let controller = self.configured(name, config);
         let service = controller.service();
         tokio::spawn(async move { controller.run(std::future::pending()).await });
         service

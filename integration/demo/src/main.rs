@@ -30,7 +30,9 @@ mod story;
 mod throttled;
 mod writer;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+use meshstor_lab::{Paths, Turn};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -145,16 +147,26 @@ enum Command {
     Read(writer::Read),
 }
 
+/// Runs a command that starts guests or the control plane, unless another program has them.
+fn alone(run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let _turn = Turn::take(&Paths::from_env()?)?;
+    run()
+}
+
 fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
-        Command::Run { binaries, kernel, keep } => script::run(&binaries, &kernel, keep),
-        Command::Scenarios { binaries, kernel, only, keep } => scenarios::run(&binaries, &kernel, &only, keep),
-        Command::Chaos { binaries, kernel, draw, keep } => chaos::run(&binaries, &kernel, &draw, keep),
-        Command::Regressions { binaries, kernel, only, keep } => regressions::run(&binaries, &kernel, &only, keep),
+        Command::Run { binaries, kernel, keep } => alone(|| script::run(&binaries, &kernel, keep)),
+        Command::Scenarios { binaries, kernel, only, keep } => {
+            alone(|| scenarios::run(&binaries, &kernel, &only, keep))
+        }
+        Command::Chaos { binaries, kernel, draw, keep } => alone(|| chaos::run(&binaries, &kernel, &draw, keep)),
+        Command::Regressions { binaries, kernel, only, keep } => {
+            alone(|| regressions::run(&binaries, &kernel, &only, keep))
+        }
         Command::Dev { binary, page } => dev::run(&binary, page.as_deref()),
         Command::Sanity { binary, suite } => sanity::run(&binary, &suite),
-        Command::Chart { chart, helm, binary } => chart::run(&chart, &helm, &binary),
-        Command::Kube { options, only, keep } => kube::run(&options, &only, keep),
+        Command::Chart { chart, helm, binary } => alone(|| chart::run(&chart, &helm, &binary)),
+        Command::Kube { options, only, keep } => alone(|| kube::run(&options, &only, keep)),
         Command::Write(arguments) => writer::write(&arguments),
         Command::Read(arguments) => writer::read(&arguments),
     };

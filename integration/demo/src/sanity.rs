@@ -1,6 +1,6 @@
 //! csi-sanity, the conformance suite of the Kubernetes CSI project, against `meshstor dev`.
 //!
-//! Called by `meshstor-demo sanity` for `cargo xtask sanity`. It judges nothing itself: it counts what the suite reports,
+//! Called by `meshstor-demo sanity` for `cargo xtask sanity`; `kube` runs the same suite against an installed driver. It judges nothing itself: it counts what the suite reports,
 //! and says why tests were left out.
 
 use crate::dev::Dev;
@@ -41,12 +41,21 @@ struct Failure {
 
 /// What came of the tests.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: usize,
+pub struct Count {
+    /// How many passed.
+    pub passed: usize,
     /// Names with their reasons.
-    failed: Vec<(String, String)>,
+    pub failed: Vec<(String, String)>,
     /// How many for each reason.
-    skipped: BTreeMap<String, usize>,
+    pub skipped: BTreeMap<String, usize>,
+}
+
+impl Count {
+    /// Fails when so few tests ran that it was no run of the suite.
+    pub fn enough(self) -> Result<Count> {
+        ensure!(self.passed + self.failed.len() >= ENOUGH, "only {} tests of csi-sanity ran", self.passed);
+        Ok(self)
+    }
 }
 
 /// Runs the suite for both kinds of volumes; `binary` is the product's, `suite` is csi-sanity.
@@ -84,23 +93,31 @@ fn once(binary: &Path, suite: &Path, access: &str) -> Result<Count> {
         .arg(format!("--csi.controllerendpoint={}", socket("controller")))
         .arg(format!("--csi.mountdir={}", dir.join("mount").display()))
         .arg(format!("--csi.stagingdir={}", dir.join("stage").display()))
-        .arg(format!("--csi.testvolumeaccesstype={access}"))
-        .arg(format!("--csi.testvolumesize={SIZE}"))
-        .arg(format!("--csi.testvolumeexpandsize={EXPANDED}"))
-        .args(["--ginkgo.no-color", "--ginkgo.json-report=report.json"]);
+        .args(settings(access, SIZE, EXPANDED));
     let output = command.stdin(Stdio::null()).output().context("run csi-sanity")?;
     let report = std::fs::read(dir.join("report.json")).with_context(|| {
         let said = String::from_utf8_lossy(&output.stdout);
         format!("csi-sanity left no report; it said: {}", said.lines().last().unwrap_or("nothing"))
     })?;
-    let count = count(&report)?;
+    let count = count(&report)?.enough()?;
     // What failed is told by its name.
     ensure!(output.status.success() || !count.failed.is_empty(), "csi-sanity ended with {}", output.status);
-    ensure!(count.passed + count.failed.len() >= ENOUGH, "only {} tests of csi-sanity ran", count.passed);
     Ok(count)
 }
 
-fn count(report: &[u8]) -> Result<Count> {
+/// Arguments that do not depend on where the driver is; sizes in bytes. The report is `report.json` in its directory.
+pub fn settings(access: &str, size: u64, expanded: u64) -> [String; 5] {
+    [
+        format!("--csi.testvolumeaccesstype={access}"),
+        format!("--csi.testvolumesize={size}"),
+        format!("--csi.testvolumeexpandsize={expanded}"),
+        "--ginkgo.no-color".into(),
+        "--ginkgo.json-report=report.json".into(),
+    ]
+}
+
+/// What a report says.
+pub fn count(report: &[u8]) -> Result<Count> {
     let suites: Vec<Suite> = serde_json::from_slice(report).context("read csi-sanity's report")?;
     let mut count = Count::default();
     for spec in suites.into_iter().flat_map(|suite| suite.spec_reports).filter(|spec| spec.leaf_node_type == "It") {

@@ -45,3 +45,4 @@ pub use exec::Output;
 pub use guest::Guest;
 pub use lab::{Config, Lab, NodeStatus};
 pub use paths::Paths;
+pub use state::Turn;

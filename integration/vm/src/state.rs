@@ -3,12 +3,13 @@
 //! Used by `lab`, `guest` and `faults`. A node's file is changed only under that node's lock, so that a demo and an
 //! `xtask` command may use the same lab at once. Never a place for anything that the machine itself can be asked.
 
-use crate::paths::{make_dir, write_atomically};
+use crate::paths::{Paths, make_dir, write_atomically};
 use crate::process::Recorded;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, TryLockError};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 /// What all nodes of a lab have in common.
@@ -92,6 +93,36 @@ pub(crate) fn lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// The lab's guests and control plane, for one program at a time: a second one would end the first one's.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held, not used")] File);
+
+impl Turn {
+    /// Takes the turn until this is dropped or the program ends. Fails at once when another program has it.
+    pub fn take(paths: &Paths) -> Result<Turn> {
+        Turn::at(&paths.root().join("turn"))
+    }
+
+    fn at(path: &Path) -> Result<Turn> {
+        if let Some(dir) = path.parent() {
+            make_dir(dir)?;
+        }
+        let open = File::options().create(true).read(true).write(true).truncate(false).open(path);
+        let mut file = open.with_context(|| format!("open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut who = String::new();
+                file.read_to_string(&mut who).with_context(|| format!("read {}", path.display()))?;
+                bail!("process {} uses the lab already; wait for it, or end it", who.trim());
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+        file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).context("say who uses the lab")?;
+        Ok(Turn(file))
+    }
+}
+
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
@@ -104,6 +135,17 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lab_is_used_by_one_program_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("turn");
+        let turn = Turn::at(&path).unwrap();
+        let refused = Turn::at(&path).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("process {} uses the lab", std::process::id())), "{refused}");
+        drop(turn);
+        Turn::at(&path).unwrap();
+    }
 
     #[test]
     fn a_failed_change_is_still_remembered() {

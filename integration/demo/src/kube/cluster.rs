@@ -3,6 +3,7 @@
 //! Used by the scenarios of this directory. It calls what an operator calls (helm, kubectl) and looks into guests only for
 //! what kernels show.
 
+use crate::checks;
 use crate::cluster::wait;
 use anyhow::{Context, Result, bail, ensure};
 use meshstor_lab::{Config, ControlPlane, Guest, ImageFile, Lab, Paths, container, tools};
@@ -10,13 +11,15 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the product is installed.
 pub const NAMESPACE: &str = "meshstor-system";
 const RELEASE: &str = "meshstor";
 /// The tag of a second version to upgrade to: the same program under another name.
 const NEXT: &str = "next";
+/// The setting that brings it.
+pub const TO_NEXT: &str = "image.tag=next";
 /// Emulated processors take minutes for what takes seconds on others, and the machine may be busy besides.
 pub const PATIENCE: Duration = Duration::from_secs(900);
 const HELM_PATIENCE: &str = "20m";
@@ -152,18 +155,14 @@ impl Kube {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Installs the chart with the example of this transport, or brings it to the next version; returns when all pods are
-    /// ready.
-    pub fn deploy(&self, verb: &str, next: bool) -> Result<()> {
+    /// `install` or `upgrade` with the example of this transport and these settings; returns when all pods are ready.
+    pub fn deploy(&self, verb: &str, settings: &[&str]) -> Result<()> {
         let (chart, values) = (self.chart.display().to_string(), self.values());
         let mut arguments = vec![verb, RELEASE, &chart, "--values", &values, "--wait", "--timeout", HELM_PATIENCE];
         if verb == "install" {
             arguments.push("--create-namespace");
         }
-        let tag = format!("image.tag={NEXT}");
-        if next {
-            arguments.extend(["--set", &tag]);
-        }
+        arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
         self.helm(&arguments).map(drop).with_context(|| self.diagnosis())?;
         // Helm is content while one pod of the set is still on its way: that many may be away in a rollout.
         for what in ["daemonset/meshstor-node", "deployment/meshstor-controller"] {
@@ -171,6 +170,11 @@ impl Kube {
             self.control.kubectl(&["rollout", "status", what, "-n", NAMESPACE, &timeout])?;
         }
         self.await_agents()
+    }
+
+    /// Turns automatic fail-over on or off.
+    pub fn fail_over(&self, on: bool) -> Result<()> {
+        self.deploy("upgrade", &[&format!("controller.failOver.enabled={on}")])
     }
 
     /// Uninstalls and returns when no pod of ours is left.
@@ -264,6 +268,25 @@ impl Kube {
             }))
         })
         .with_context(|| self.diagnosis())
+    }
+
+    /// Waits until no volume is left, in the API server or in any kernel.
+    pub fn nothing_left(&self) -> Result<String> {
+        let begin = Instant::now();
+        wait("volumes gone", PATIENCE, || {
+            Ok(self.items(&["pv"])?.is_empty() && self.items(&["msvol,msrep"])?.is_empty())
+        })
+        .with_context(|| self.diagnosis())?;
+        let mut found = Vec::new();
+        wait("nothing left in any kernel", PATIENCE, || {
+            found.clear();
+            for guest in self.lab.guests() {
+                found.extend(checks::leftovers(&guest)?);
+            }
+            Ok(found.is_empty())
+        })
+        .with_context(|| found.join("\n"))?;
+        Ok(format!("deleted, nothing left on any node, {:.1} s", begin.elapsed().as_secs_f64()))
     }
 
     /// Ends everything that this started.

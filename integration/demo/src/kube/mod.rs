@@ -4,14 +4,21 @@
 //!
 //! ```text
 //!  cluster   control plane, guests with kubelet, helm          pods   sets that write, acknowledgements, comparison
-//!  daily     claim, stateful set, drain    release  upgrade, uninstall, reinstall    power  power cut of a node
+//!  daily     claim, stateful set, growth            claims  races for room, claims by the hundred
+//!  drain     a node drained, and one that has to wait
+//!  cut       a node without the API server          power   power cut of a node
+//!  release   upgrade, uninstall, reinstall          suite   csi-sanity against the installed driver
 //! ```
 
+mod claims;
 mod cluster;
+mod cut;
 mod daily;
+mod drain;
 mod pods;
 mod power;
 mod release;
+mod suite;
 
 use crate::story::Story;
 use anyhow::{Result, bail};
@@ -21,7 +28,8 @@ pub use cluster::Options;
 /// One scenario: harm or use, and what was proven.
 type Scenario = fn(&Kube) -> Result<String>;
 
-const ALL: [&[(&str, Scenario)]; 3] = [daily::ALL, release::ALL, power::ALL];
+const ALL: [&[(&str, Scenario)]; 7] =
+    [daily::ALL, drain::ALL, claims::ALL, cut::ALL, suite::ALL, release::ALL, power::ALL];
 
 /// Runs the scenarios whose name contains `only`, or one of its parts between commas. The first one that fails ends the
 /// run; with `keep` everything stays as it is.
@@ -71,7 +79,7 @@ fn all(story: &mut Story, kube: &Kube, names: &[&str]) -> Result<usize, (usize, 
         if kube.installed() {
             return Ok(((), String::from("it is installed already")));
         }
-        kube.deploy("install", false)?;
+        kube.deploy("install", &[])?;
         Ok((
             (),
             String::from("helm says that all pods are ready, every node's object does, and kubelets know the driver"),

@@ -10,7 +10,7 @@ use crate::history::{History, Running};
 use anyhow::{Context, Result, ensure};
 use meshstor_lab::{Guest, container};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Above the smallest XFS (300 MiB), small enough for an emulated drive.
 const SIZE: &str = "512Mi";
@@ -39,7 +39,24 @@ pub struct Set {
 impl Set {
     /// Makes the set, waits until all pods are ready, and begins to listen.
     pub fn up(kube: &Kube, name: &str, pods: usize) -> Result<Set> {
-        kube.apply(&manifest(name, pods))?;
+        Set::up_as(kube, name, pods, |_| {})
+    }
+
+    /// The same with something changed in the set's manifest.
+    pub fn up_as(kube: &Kube, name: &str, pods: usize, change: impl FnOnce(&mut Value)) -> Result<Set> {
+        let mut set = Set::begin(kube, name, pods, change)?;
+        for writer in &mut set.writers {
+            writer.await_ready(kube)?;
+            writer.follow(kube)?;
+        }
+        Ok(set)
+    }
+
+    /// Makes the set and does not wait for anything.
+    pub fn begin(kube: &Kube, name: &str, pods: usize, change: impl FnOnce(&mut Value)) -> Result<Set> {
+        let mut manifest = manifest(name, pods);
+        change(&mut manifest);
+        kube.apply(&manifest)?;
         let writer = |index| Writer {
             pod: format!("{name}-{index}"),
             uid: String::new(),
@@ -47,12 +64,7 @@ impl Set {
             history: History::default(),
             running: None,
         };
-        let mut set = Set { name: name.into(), writers: (0..pods).map(writer).collect() };
-        for writer in &mut set.writers {
-            writer.await_ready(kube)?;
-            writer.follow(kube)?;
-        }
-        Ok(set)
+        Ok(Set { name: name.into(), writers: (0..pods).map(writer).collect() })
     }
 
     /// Waits until each pod was told of `more` further writes.
@@ -85,28 +97,19 @@ impl Set {
         Ok(())
     }
 
-    /// Deletes set and claims; nothing of their volumes may be left.
-    pub fn down(self, kube: &Kube) -> Result<String> {
-        let begin = Instant::now();
+    /// Deletes set and claims, and waits until they are gone.
+    pub fn remove(self, kube: &Kube) -> Result<()> {
         kube.control.kubectl(&["delete", "statefulset", &self.name, "--wait=true"])?;
         kube.control.kubectl(&["delete", "pvc", "-l", &format!("app={}", self.name), "--wait=false"])?;
         let app = format!("app={}", self.name);
         wait("pods and claims gone", PATIENCE, || Ok(kube.items(&["pods,pvc", "-l", &app])?.is_empty()))
-            .with_context(|| kube.diagnosis())?;
-        wait("volumes gone", PATIENCE, || {
-            Ok(kube.items(&["pv"])?.is_empty() && kube.items(&["msvol,msrep"])?.is_empty())
-        })
-        .with_context(|| kube.diagnosis())?;
-        let mut found = Vec::new();
-        wait("nothing left in any kernel", PATIENCE, || {
-            found.clear();
-            for guest in kube.lab.guests() {
-                found.extend(checks::leftovers(&guest)?);
-            }
-            Ok(found.is_empty())
-        })
-        .with_context(|| found.join("\n"))?;
-        Ok(format!("deleted, nothing left on any node, {:.1} s", begin.elapsed().as_secs_f64()))
+            .with_context(|| kube.diagnosis())
+    }
+
+    /// Deletes the last set; nothing of any volume may be left.
+    pub fn down(self, kube: &Kube) -> Result<String> {
+        self.remove(kube)?;
+        kube.nothing_left()
     }
 }
 
@@ -174,13 +177,25 @@ impl Writer {
         Ok(text(&kube.get(&["pvc", &format!("data-{}", self.pod)])?["spec"]["volumeName"]))
     }
 
+    /// Where the pod's node has its volume: a mount, or a device.
+    pub fn place(&self, kube: &Kube) -> Result<String> {
+        let (volume, uid) = (self.volume(kube)?, &self.uid);
+        let raw = kube.get(&["pv", &volume])?["spec"]["volumeMode"] == "Block";
+        Ok(if raw {
+            format!("/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/publish/{volume}/{uid}")
+        } else {
+            format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/{volume}/mount")
+        })
+    }
+
     /// Reads the file on the pod's node, from the devices, and compares with every acknowledged write.
     pub fn verify(&self, kube: &Kube) -> Result<usize> {
         // First what was told, then what is there: the pod goes on writing.
         let told = self.so_far();
-        let mount =
-            format!("/var/lib/kubelet/pods/{}/volumes/kubernetes.io~csi/{}/mount", self.uid, self.volume(kube)?);
-        let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {mount}/blocks");
+        let place = self.place(kube)?;
+        let file =
+            if place.ends_with("/mount") { format!("{place}/blocks") } else { format!("{place} --blocks {BLOCKS}") };
+        let read = format!("echo 3 >/proc/sys/vm/drop_caches; /host/meshstor-demo read --file {file}");
         told.verify(&self.guest(kube)?.ssh_checked(&read)?).with_context(|| format!("{}'s volume", self.pod))
     }
 

@@ -3,7 +3,7 @@
 //! Called by `kube`. I/O must not notice any of it; nothing that holds data may go.
 
 use super::Scenario;
-use super::cluster::{Kube, NAMESPACE};
+use super::cluster::{Kube, NAMESPACE, TO_NEXT};
 use super::pods::{Set, text};
 use anyhow::{Context, Result, ensure};
 use meshstor_lab::Guest;
@@ -21,7 +21,7 @@ fn upgrade(kube: &Kube) -> Result<String> {
     kube.await_whole()?;
     let (before, _) = set.told();
     let begin = Instant::now();
-    kube.deploy("upgrade", true)?;
+    kube.deploy("upgrade", &[TO_NEXT])?;
     let took = begin.elapsed();
     for pod in kube.items(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=meshstor"])? {
         let image = &pod["spec"]["containers"][0]["image"];
@@ -31,7 +31,7 @@ fn upgrade(kube: &Kube) -> Result<String> {
     set.wait_for(50)?;
     set.undisturbed(kube)?;
     let compared = set.verify(kube)?;
-    kube.deploy("upgrade", false)?;
+    kube.deploy("upgrade", &[])?;
     set.undisturbed(kube)?;
     kube.await_whole()?;
     let again = set.verify(kube)?;
@@ -82,7 +82,7 @@ fn reinstall(kube: &Kube) -> Result<String> {
     set.undisturbed(kube)?;
     let without = set.verify(kube)?;
     let begin = Instant::now();
-    kube.deploy("install", false)?;
+    kube.deploy("install", &[])?;
     let took = begin.elapsed();
     kube.await_whole()?;
     ensure!(kept(kube)? == before, "installing again changed something:\n{:?}\n{before:?}", kept(kube)?);
