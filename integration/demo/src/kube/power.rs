@@ -39,24 +39,32 @@ fn by_ourselves(kube: &Kube) -> Result<String> {
     let took = wrote - marked;
     time.lines.push(format!("{:6.1} s  from mark to write; {} are allowed", took.as_secs_f64(), BUDGET.as_secs()));
     time.lines.push(fail_over_event(kube, &set.writers[0].pod)?);
-    let pod = kube.get(&["pod", &other.writers[0].pod])?;
-    ensure!(pod["metadata"]["uid"] == kept.as_str(), "the pod with a foreign volume was deleted");
-    let compared = set.verify(kube)?;
-    time.lines.push(format!("{compared} blocks verified; the pod with a foreign volume is as it was"));
-    time.lines.push(comes_back(kube, &lost)?);
-    wait("the mark gone", PATIENCE, || Ok(!has_taint(kube, &lost, UNREACHABLE)?))?;
-    other.writers[0].await_ready(kube).context("the pod with a foreign volume, its node being back")?;
-    other.writers[0].follow(kube)?;
-    other.wait_for(20)?;
-    let again = set.verify(kube)? + other.verify(kube)?;
-    time.lines.push(format!("both pods write, {again} blocks verified"));
-    kube.await_whole()?;
+    let seen = time.lines.clone();
+    still_there(kube, &mut time, &mut set, &mut other, &kept).with_context(|| seen.join("\n"))?;
     kube.control.kubectl(&["delete", "pv", FOREIGN, "--wait=false"])?;
     other.remove(kube)?;
     time.lines.push(set.down(kube)?);
     // On a busy machine the guests' processors are slow: the phases are told, and this is the last thing to fail.
     ensure!(took <= BUDGET, "from mark to write: {took:?}\n{}", time.lines.join("\n"));
     Ok(time.lines.join("\n"))
+}
+
+/// The pod with a foreign volume is as it was, and goes on when its node is back.
+fn still_there(kube: &Kube, time: &mut TimeLine<'_>, set: &mut Set, other: &mut Set, kept: &str) -> Result<()> {
+    let lost = time.lost;
+    let pod = kube.get(&["pod", &other.writers[0].pod])?;
+    ensure!(pod["metadata"]["uid"] == kept, "the pod with a foreign volume was deleted");
+    let compared = set.verify(kube)?;
+    time.lines.push(format!("{compared} blocks verified; the pod with a foreign volume is as it was"));
+    time.lines.push(comes_back(kube, lost)?);
+    wait("the mark gone", PATIENCE, || Ok(!has_taint(kube, lost, UNREACHABLE)?))?;
+    other.writers[0].await_ready(kube).context("the pod with a foreign volume, its node being back")?;
+    other.writers[0].follow(kube)?;
+    other.wait_for(20)?;
+    let again = set.verify(kube)? + other.verify(kube)?;
+    time.lines.push(format!("both pods write, {again} blocks verified"));
+    kube.await_whole()?;
+    Ok(())
 }
 
 fn by_an_operator(kube: &Kube) -> Result<String> {
