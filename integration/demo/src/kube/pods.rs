@@ -25,6 +25,8 @@ pub struct Writer {
     pub pod: String,
     uid: String,
     node: String,
+    /// How often its container was started again: each start has a log of its own.
+    restarts: u64,
     history: History,
     running: Option<Running>,
 }
@@ -61,6 +63,7 @@ impl Set {
             pod: format!("{name}-{index}"),
             uid: String::new(),
             node: String::new(),
+            restarts: 0,
             history: History::default(),
             running: None,
         };
@@ -124,6 +127,7 @@ impl Writer {
         .with_context(|| kube.diagnosis())?;
         self.uid = text(&pod["metadata"]["uid"]);
         self.node = text(&pod["spec"]["nodeName"]);
+        self.restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0);
         Ok(())
     }
 
@@ -132,8 +136,8 @@ impl Writer {
         self.stop_listening()?;
         // What the runtime writes before each line is cut off.
         let command = format!(
-            "tail -n +1 -F /var/log/pods/default_{}_{}/writer/0.log 2>/dev/null | sed -u 's/^[^ ]* [^ ]* [^ ]* //'",
-            self.pod, self.uid
+            "tail -n +1 -F /var/log/pods/default_{}_{}/writer/{}.log 2>/dev/null | sed -u 's/^[^ ]* [^ ]* [^ ]* //'",
+            self.pod, self.uid, self.restarts
         );
         self.running = Some(Running::start(kube.lab.guest(&self.node)?.ssh_command(&command)?)?);
         Ok(())
