@@ -21,12 +21,15 @@ const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// Set, pod, claim and volume of somebody else's storage.
 const FOREIGN: &str = "foreign";
 const UNREACHABLE: &str = "meshstor.io/unreachable";
-/// From the moment the node is marked to the first write elsewhere: what is neither detection nor a stall (K6).
+/// What fail-over may take from the mark to the first write elsewhere, beyond what a pod that is simply deleted takes to write
+/// again in the same run: emulated processors are slow, and that is no fault of fail-over's (K6).
 const BUDGET: Duration = Duration::from_secs(15);
 
 fn by_ourselves(kube: &Kube) -> Result<String> {
     let mut set = Set::up(kube, "gone", 1)?;
-    set.wait_for(100)?;
+    set.wait_for(50)?;
+    let usual = made_anew(kube, &mut set.writers[0])?;
+    set.wait_for(50)?;
     let lost = set.writers[0].guest(kube)?;
     // This pod has a volume of somebody else besides ours: nobody may say that it is safe elsewhere.
     let mut other = with_foreign_volume(kube, &lost)?;
@@ -37,15 +40,19 @@ fn by_ourselves(kube: &Kube) -> Result<String> {
     let marked = time.until("the node is marked", || has_taint(kube, &lost, UNREACHABLE))?;
     let wrote = time.follow(&mut set.writers[0])?;
     let took = wrote - marked;
-    time.lines.push(format!("{:6.1} s  from mark to write; {} are allowed", took.as_secs_f64(), BUDGET.as_secs()));
+    time.lines.push(format!(
+        "{:6.1} s  from mark to write; a deleted pod took {:.1} s, {} s more are allowed",
+        took.as_secs_f64(),
+        usual.as_secs_f64(),
+        BUDGET.as_secs()
+    ));
     time.lines.push(fail_over_event(kube, &set.writers[0].pod)?);
     let seen = time.lines.clone();
     still_there(kube, &mut time, &mut set, &mut other, &kept).with_context(|| seen.join("\n"))?;
     kube.control.kubectl(&["delete", "pv", FOREIGN, "--wait=false"])?;
     other.remove(kube)?;
     time.lines.push(set.down(kube)?);
-    // On a busy machine the guests' processors are slow: the phases are told, and this is the last thing to fail.
-    ensure!(took <= BUDGET, "from mark to write: {took:?}\n{}", time.lines.join("\n"));
+    ensure!(took <= usual + BUDGET, "from mark to write: {took:?}\n{}", time.lines.join("\n"));
     Ok(time.lines.join("\n"))
 }
 
@@ -65,6 +72,18 @@ fn still_there(kube: &Kube, time: &mut TimeLine<'_>, set: &mut Set, other: &mut 
     time.lines.push(format!("both pods write, {again} blocks verified"));
     kube.await_whole()?;
     Ok(())
+}
+
+/// Deletes a pod; how long it takes until the one that is made in its place writes.
+fn made_anew(kube: &Kube, writer: &mut Writer) -> Result<Duration> {
+    writer.stop_listening()?;
+    let (begin, uid) = (Instant::now(), writer.uid().to_string());
+    kube.control.kubectl(&["delete", "pod", &writer.pod, "--wait=true"])?;
+    writer.await_ready(kube)?;
+    ensure!(writer.uid() != uid, "the pod was not made anew");
+    writer.follow(kube)?;
+    writer.wait_for(1)?;
+    Ok(begin.elapsed())
 }
 
 fn by_an_operator(kube: &Kube) -> Result<String> {
