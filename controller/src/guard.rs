@@ -25,7 +25,7 @@ use meshstor_api::tell::Told;
 use meshstor_api::volume::MeshStorVolume;
 use meshstor_kernel::id::NodeName;
 use meshstor_plan::drain::{Endangered, Volume, endangered};
-use objects::Objects;
+use objects::{Ledger, Objects};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,16 +94,14 @@ async fn look(context: &Context, objects: &Objects<'_>, memory: &mut Memory) -> 
         objects.write(&mut ledger).await?;
         tracing::info!(nodes = ?back, "no longer being drained");
     }
-    let asking: BTreeSet<String> = cordoned.iter().filter(|node| !ledger.leave.contains_key(*node)).cloned().collect();
+    // A node that was cordoned long before it is drained has leave of long ago: as long as its guard stands, it may be taken
+    // back.
+    let guarded = if ledger.leave.is_empty() { BTreeSet::new() } else { objects.guarded().await? };
+    let open = |node: &&String| !ledger.leave.contains_key(*node) || guarded.contains(*node);
+    let asking: BTreeSet<String> = cordoned.iter().filter(open).cloned().collect();
     memory.told.retain(|node, _| asking.contains(node));
     if !asking.is_empty() {
-        let verdicts = judge(context, memory, &asking, &mut ledger.leave).await?;
-        if verdicts.iter().any(|(_, held)| held.is_empty()) {
-            objects.write(&mut ledger).await?;
-        }
-        for (node, held) in verdicts {
-            memory.tell(context, &node, &held).await;
-        }
+        decide(context, objects, memory, &asking, &mut ledger).await?;
     }
     let view = View { cordoned, leave: ledger.leave.into_keys().collect() };
     if memory.kept.as_ref().is_none_or(|(kept, at)| *kept != view || at.elapsed() >= UPKEEP) {
@@ -121,7 +119,29 @@ async fn cordoned(context: &Context) -> Result<BTreeSet<String>, ControlError> {
     Ok(list.items.into_iter().filter_map(|node| node.metadata.name).collect())
 }
 
-/// What holds each asking node back. Those that nothing holds are added to `leave`, one after the other.
+/// Gives leave, or takes it back, and tells of what holds nodes up.
+async fn decide(
+    context: &Context,
+    objects: &Objects<'_>,
+    memory: &mut Memory,
+    asking: &BTreeSet<String>,
+    ledger: &mut Ledger,
+) -> Result<(), ControlError> {
+    let had = ledger.leave.clone();
+    let verdicts = judge(context, memory, asking, &mut ledger.leave).await?;
+    for node in had.keys().filter(|node| !ledger.leave.contains_key(*node)) {
+        objects.budget(node, 1).await?;
+    }
+    if had != ledger.leave {
+        objects.write(ledger).await?;
+    }
+    for (node, held) in verdicts.into_iter().filter(|(node, held)| !held.is_empty() || !had.contains_key(node)) {
+        memory.tell(context, &node, &held).await;
+    }
+    Ok(())
+}
+
+/// What holds each asking node back. Those that nothing holds are added to `leave`, one after the other; others lose theirs.
 async fn judge(
     context: &Context,
     memory: &mut Memory,
@@ -135,17 +155,21 @@ async fn judge(
         writer.list::<MeshStorNode>()
     )?;
     let volumes = memory.volumes(&volumes, &replicas);
-    let (now, mut verdicts) = ((context.config.now)(), Vec::new());
+    let now = (context.config.now)();
+    let silent = nodes.iter().filter(|other| {
+        let heartbeat = other.status.as_ref().and_then(|status| status.heartbeat.as_deref());
+        offers::silence(heartbeat, now, context.config.heartbeat_max).is_some()
+    });
+    let silent: BTreeSet<String> = silent.filter_map(|other| other.metadata.name.clone()).collect();
+    let mut verdicts = Vec::new();
     for node in nodes.iter().filter_map(|node| node.metadata.name.as_ref()).filter(|name| asking.contains(*name)) {
-        let silent = nodes.iter().filter(|other| {
-            let heartbeat = other.status.as_ref().and_then(|status| status.heartbeat.as_deref());
-            offers::silence(heartbeat, now, context.config.heartbeat_max).is_some()
-        });
-        let silent = silent.filter_map(|other| other.metadata.name.clone());
-        let away: BTreeSet<NodeName> = silent.chain(leave.keys().cloned()).map(NodeName).collect();
+        let away = silent.iter().chain(leave.keys()).filter(|other| *other != node);
+        let away: BTreeSet<NodeName> = away.cloned().map(NodeName).collect();
         let held = endangered(&NodeName(node.clone()), &volumes, &away);
         if held.is_empty() {
-            leave.insert(node.clone(), context.timestamp());
+            leave.entry(node.clone()).or_insert_with(|| context.timestamp());
+        } else {
+            leave.remove(node);
         }
         verdicts.push((node.clone(), held));
     }

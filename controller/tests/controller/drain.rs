@@ -118,6 +118,21 @@ async fn the_last_complete_copy_stays_until_there_is_another() {
     assert_eq!(notes(&world, "DrainAllowed").await.len(), 1);
 }
 
+/// Cordoned in the morning, drained in the evening.
+#[tokio::test(start_paused = true)]
+async fn leave_is_taken_back_while_the_guard_stands() {
+    let (world, _service) = cluster().await;
+    eventually("budgets", || stays(&world) == [Some(1); 3]).await;
+    let holder = world.copies("pvc-1")["r0"].clone();
+    cordon(&world, &holder, true).await;
+    eventually("it may go", || stay(&world, &holder) == Some(0)).await;
+    record(&world, &["r0"]).await;
+    eventually("it may not any more", || stay(&world, &holder) == Some(1)).await;
+    assert_eq!(notes(&world, "DrainWaits").await, ["volume pvc-1 (used on a) has no other complete copy"]);
+    record(&world, &["r0", "r1"]).await;
+    eventually("it may go again", || stay(&world, &holder) == Some(0)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_node_is_no_other_copy() {
     let (world, _service) = cluster().await;
