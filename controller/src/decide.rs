@@ -103,6 +103,17 @@ pub(crate) fn belongs(volume: &MeshStorVolume, replica: &MeshStorReplica) -> boo
     Some(&replica.spec.volume) == volume.metadata.name.as_ref() && replica.spec.volume_id == volume.spec.volume_id
 }
 
+/// The copies of a volume that its record says are complete.
+pub(crate) fn complete<'a>(
+    volume: &MeshStorVolume,
+    replicas: &'a [MeshStorReplica],
+) -> impl Iterator<Item = &'a MeshStorReplica> {
+    let set = volume.status.as_ref().and_then(|status| status.in_sync.clone()).unwrap_or_default();
+    replicas
+        .iter()
+        .filter(move |copy| belongs(volume, copy) && copy.spec.tombstone.is_none() && set.contains(&copy.spec.replica))
+}
+
 /// Which in-sync copies could be used by the consumer now.
 pub(crate) fn usable(record: &VolumeRecord) -> BTreeSet<ReplicaId> {
     let in_sync = record.in_sync.iter().flatten();

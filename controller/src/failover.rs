@@ -231,11 +231,7 @@ fn complete_elsewhere<'a>(
     replicas: &'a [MeshStorReplica],
     quiet: &BTreeSet<String>,
 ) -> Vec<&'a MeshStorReplica> {
-    let set = volume.status.as_ref().and_then(|status| status.in_sync.clone()).unwrap_or_default();
-    let complete = |copy: &&MeshStorReplica| {
-        decide::belongs(volume, copy) && copy.spec.tombstone.is_none() && set.contains(&copy.spec.replica)
-    };
-    replicas.iter().filter(complete).filter(|copy| !quiet.contains(&copy.spec.node)).collect()
+    decide::complete(volume, replicas).filter(|copy| !quiet.contains(&copy.spec.node)).collect()
 }
 
 /// Who is connected, asked about one silence of one node. Two controllers ask the same in the same words.

@@ -15,9 +15,11 @@
 mod objects;
 
 use crate::Context;
+use crate::decide;
 use crate::error::ControlError;
 use crate::offers;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::ListParams;
 use meshstor_api::node::MeshStorNode;
 use meshstor_api::replica::MeshStorReplica;
@@ -96,12 +98,12 @@ async fn look(context: &Context, objects: &Objects<'_>, memory: &mut Memory) -> 
     }
     // A node that was cordoned long before it is drained has leave of long ago: as long as its guard stands, it may be taken
     // back.
-    let guarded = if ledger.leave.is_empty() { BTreeSet::new() } else { objects.guarded().await? };
+    let guarded = if ledger.leave.is_empty() { BTreeSet::new() } else { objects.about::<Pod>().await? };
     let open = |node: &&String| !ledger.leave.contains_key(*node) || guarded.contains(*node);
     let asking: BTreeSet<String> = cordoned.iter().filter(open).cloned().collect();
     memory.told.retain(|node, _| asking.contains(node));
     if !asking.is_empty() {
-        decide(context, objects, memory, &asking, &mut ledger).await?;
+        review(context, objects, memory, &asking, &mut ledger).await?;
     }
     let view = View { cordoned, leave: ledger.leave.into_keys().collect() };
     if memory.kept.as_ref().is_none_or(|(kept, at)| *kept != view || at.elapsed() >= UPKEEP) {
@@ -120,7 +122,7 @@ async fn cordoned(context: &Context) -> Result<BTreeSet<String>, ControlError> {
 }
 
 /// Gives leave, or takes it back, and tells of what holds nodes up.
-async fn decide(
+async fn review(
     context: &Context,
     objects: &Objects<'_>,
     memory: &mut Memory,
@@ -183,13 +185,13 @@ async fn upkeep(context: &Context, objects: &Objects<'_>, view: &View) -> Result
     for node in &names {
         objects.budget(node, i32::from(!view.leave.contains(node))).await?;
     }
-    let guarded = objects.guarded().await?;
+    let guarded = objects.about::<Pod>().await?;
     for node in names.iter().filter(|node| !guarded.contains(*node) && !view.cordoned.contains(*node)) {
         if context.writer.node_exists(node).await? {
             objects.guard(node).await?;
         }
     }
-    for node in guarded.difference(&names) {
+    for node in objects.about::<PodDisruptionBudget>().await?.union(&guarded).filter(|node| !names.contains(*node)) {
         objects.remove(node).await?;
     }
     Ok(())
@@ -202,12 +204,7 @@ impl Memory {
         let mut unused = BTreeMap::new();
         for volume in volumes {
             let name = volume.metadata.name.clone().unwrap_or_default();
-            let set = volume.status.as_ref().and_then(|status| status.in_sync.clone()).unwrap_or_default();
-            let complete = replicas.iter().filter(|copy| {
-                crate::decide::belongs(volume, copy)
-                    && copy.spec.tombstone.is_none()
-                    && set.contains(&copy.spec.replica)
-            });
+            let complete = decide::complete(volume, replicas);
             let consumer = volume.spec.attachment.consumer.clone().map(NodeName);
             let since = consumer.is_none().then(|| self.unused.get(&name).copied().unwrap_or_else(Instant::now));
             if let Some(since) = since {

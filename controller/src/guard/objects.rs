@@ -114,12 +114,18 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// Nodes that have a guard which is not on its way out.
-    pub(super) async fn guarded(&self) -> Result<BTreeSet<String>, ControlError> {
+    /// Nodes that a guard or a budget is about which is not on its way out.
+    pub(super) async fn about<K>(&self) -> Result<BTreeSet<String>, ControlError>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
         let params = ListParams::default().labels(LABEL);
-        let list = self.context.writer.ask("list of guards", self.api::<Pod>().list_metadata(&params)).await?;
-        let stays = list.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        Ok(stays.filter_map(|pod| pod.metadata.labels?.remove(LABEL)).collect())
+        let list = self.context.writer.ask("list of guards", self.api::<K>().list_metadata(&params)).await?;
+        let stays = list.items.into_iter().filter(|one| one.metadata.deletion_timestamp.is_none());
+        Ok(stays.filter_map(|one| one.metadata.labels?.remove(LABEL)).collect())
     }
 
     /// Puts a guard on a node.

@@ -175,3 +175,14 @@ async fn a_guard_that_was_evicted_comes_back_with_its_node() {
     cordon(&world, "c", false).await;
     eventually("it is back", || guard().is_some() && stay(&world, "c") == Some(1)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn guard_and_budget_go_with_a_node_that_is_forgotten() {
+    let (world, _service) = cluster().await;
+    let guard = || world.store.get("pods", NAMESPACE, "meshstor-guard-c");
+    eventually("a guard", || guard().is_some() && stay(&world, "c") == Some(1)).await;
+    world.vices("c", |vices| vices.dead = true);
+    world.api::<meshstor_api::MeshStorNode>().delete("c", &Default::default()).await.unwrap();
+    eventually("both are gone", || guard().is_none() && stay(&world, "c").is_none()).await;
+    assert_eq!(stays(&world), [Some(1), Some(1), None]);
+}
