@@ -203,8 +203,8 @@ async fn reads_refuse_the_future_and_unknown_kinds() {
     let missing = refusal(w.volumes.get("b").await);
     assert!(missing.is_not_found());
     assert_eq!(missing.message, "volumes.test.meshstor.io \"b\" not found");
-    let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(w.client.clone(), "x");
-    assert_eq!(refusal(maps.get("m").await).message, "the server could not find the requested resource");
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> = Api::namespaced(w.client.clone(), "x");
+    assert_eq!(refusal(secrets.get("s").await).message, "the server could not find the requested resource");
 }
 
 #[tokio::test]
