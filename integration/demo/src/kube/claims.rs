@@ -1,4 +1,4 @@
-//! Claims by the dozen: two that want the same room, and many that come and go.
+//! Claims by the dozen: some that want the same room, and many that come and go.
 //!
 //! Called by `kube`. Room that is promised twice, and volumes that nobody deletes, show only when several calls run at once.
 
@@ -11,10 +11,7 @@ use serde_json::{Value, json};
 use std::time::Instant;
 
 pub const ALL: &[(&str, Scenario)] = &[
-    (
-        "race: two pods at once, room for the volume of one; the other's is told of and made when the first is gone",
-        race,
-    ),
+    ("race: one claim more than there is room for, all at once; the last one is told why it waits", race),
     ("churn: claims made and deleted 200 times, 8 at a time; nothing is left", churn),
 ];
 

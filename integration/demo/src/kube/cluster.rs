@@ -224,7 +224,9 @@ impl Kube {
 
     /// Creates or changes an object.
     pub fn apply(&self, object: &Value) -> Result<()> {
-        let file = std::env::temp_dir().join(format!("meshstor-kube-{}.json", std::process::id()));
+        // A file for each object: scenarios apply several at once.
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let file = std::env::temp_dir().join(format!("meshstor-kube-{}-{name}.json", std::process::id()));
         std::fs::write(&file, object.to_string()).with_context(|| format!("write {}", file.display()))?;
         let applied = self.control.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()]);
         std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
