@@ -44,6 +44,17 @@ pub enum ControlError {
 }
 
 impl ControlError {
+    /// The HTTP status by which the API server refused a request about a kind that is not ours; none when there was no answer.
+    pub(crate) fn refused_with(&self) -> Option<u16> {
+        match self {
+            ControlError::Api { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether the decision was made on something that has changed or gone since: looking and deciding again is all
     /// there is to do.
     pub(crate) fn is_stale(&self) -> bool {

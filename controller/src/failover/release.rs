@@ -217,9 +217,7 @@ async fn delete(context: &Context, pod: &Pod) -> Result<(), ControlError> {
     match context.writer.ask(&format!("deletion of pod {name}"), api.delete(&name, &params)).await {
         Ok(_) => Ok(()),
         // Gone, or another pod has its name.
-        Err(ControlError::Api { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.code == 404 || s.code == 409) => {
-            Ok(())
-        }
+        Err(error) if matches!(error.refused_with(), Some(404 | 409)) => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -248,11 +246,7 @@ async fn not_in_use(context: &Context, name: &str, node: &Node, handle: &str) ->
     let patch = json_patch(name, operations)?;
     let sent = context.writer.ask(&format!("node {name}"), nodes(context).patch_status(name, &params(), &patch)).await;
     // Refused: the list has changed; the next look shows how.
-    sent.map(drop).or_else(|error| if refused(&error) { Ok(()) } else { Err(error) })
-}
-
-fn refused(error: &ControlError) -> bool {
-    matches!(error, ControlError::Api { source, .. } if matches!(&**source, kube::Error::Api(s) if s.code == 409 || s.code == 422))
+    sent.map(drop).or_else(|error| if matches!(error.refused_with(), Some(409 | 422)) { Ok(()) } else { Err(error) })
 }
 
 /// Whether everything on a node that came back is of the present: its copies are fenced for the epochs that are recorded, which

@@ -38,16 +38,6 @@ fn name(node: &str) -> String {
     format!("meshstor-guard-{node}")
 }
 
-fn code(error: &ControlError) -> u16 {
-    match error {
-        ControlError::Api { source, .. } => match &**source {
-            kube::Error::Api(status) => status.code,
-            _ => 0,
-        },
-        _ => 0,
-    }
-}
-
 impl<'a> Objects<'a> {
     pub(super) fn new(context: &'a Context, config: &'a GuardConfig) -> Objects<'a> {
         Objects { context, config }
@@ -166,7 +156,7 @@ impl<'a> Objects<'a> {
         let pod = self.context.writer.ask(&name, self.api::<Pod>().delete(&name, &params)).await.map(drop);
         let budget = self.context.writer.ask(&name, self.api::<PodDisruptionBudget>().delete(&name, &params)).await;
         for result in [pod, budget.map(drop)] {
-            result.or_else(|error| if code(&error) == 404 { Ok(()) } else { Err(error) })?;
+            result.or_else(|error| if error.refused_with() == Some(404) { Ok(()) } else { Err(error) })?;
         }
         Ok(())
     }
@@ -194,7 +184,7 @@ impl<'a> Objects<'a> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let name = object.meta().name.clone().unwrap_or_default();
         match self.context.writer.ask(&name, self.api::<K>().create(&params, &object)).await {
-            Err(error) if code(&error) != 409 => Err(error),
+            Err(error) if error.refused_with() != Some(409) => Err(error),
             _ => Ok(()),
         }
     }
