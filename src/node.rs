@@ -7,6 +7,7 @@ use meshstor_actors::clock::Clock;
 use meshstor_actors::node::NodeConfig;
 use meshstor_kernel::facts::NodeFact;
 use meshstor_kernel::id::NodeName;
+use meshstor_kernel::linux::leave::Installed;
 use meshstor_kernel::linux::{Linux, LinuxConfig, root::Root};
 use meshstor_kernel::{Kernel, SharedKernel};
 use meshstor_plan::array::SyncSpeeds;
@@ -38,6 +39,9 @@ pub struct Arguments {
     /// Leave volatile write caches of drives on: faster, and every reboot of this node costs its copies a resync
     #[arg(long)]
     keep_volatile_caches: bool,
+    /// Have the host's systemd end volumes in use when the machine shuts down, before its network goes
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    shutdown_unit: bool,
     /// Log as JSON
     #[arg(long)]
     log_json: bool,
@@ -73,6 +77,19 @@ fn linux_config(node_name: &str) -> LinuxConfig {
     LinuxConfig { node: NodeName(node_name.into()), ports, root: Root::host() }
 }
 
+/// Volumes work without it, so a failure is told and no more: a reboot without drain may then hang.
+async fn prepare_shutdown(linux: &Linux) {
+    match linux.leave_at_shutdown().await {
+        Ok(Installed::Yes) => tracing::info!("systemd will end volumes in use when this machine shuts down"),
+        Ok(Installed::NoSystemd) => {
+            tracing::info!(
+                "no systemd: drain this node before it is rebooted, or unmount its volumes before its network goes"
+            );
+        }
+        Err(error) => tracing::warn!(%error, "nothing ends volumes in use when this machine shuts down"),
+    }
+}
+
 /// Runs until asked to stop. Stopping changes nothing in the kernel: I/O goes on.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     options::start_logging(arguments.log_json);
@@ -82,6 +99,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let client = options::kube_client().await?;
         let cluster = options::cluster_id(&client).await?;
         let linux = Linux::start(linux_config(&arguments.node_name)).await.context("this node's kernel")?;
+        if arguments.shutdown_unit {
+            prepare_shutdown(&linux).await;
+        }
         let node = NodeConfig {
             node: NodeName(arguments.node_name.clone()),
             cluster,

@@ -60,6 +60,7 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::StillInSync { .. }
         | Reason::Releasing
         | Reason::DeletedByHand
+        | Reason::Orphaned
         | Reason::Deposed { .. } => Verdict::Hold,
     }
 }

@@ -102,15 +102,27 @@ impl Create {
 
     /// Makes the volume's object, once there is room for it.
     async fn begin(&mut self) -> Result<Step, Status> {
-        let volume = self.new_volume().await?;
-        if let Err(shortage) = self.reservations.plan(&self.context, &volume).await? {
-            return Err(no_room(&self.name, &shortage));
-        }
+        let volume = self.planned().await?;
         if let Creation::Made(uid) = self.context.writer.create(&volume).await? {
             tracing::info!(volume = %self.name, id = %volume.spec.volume_id, "begun");
             self.uid = uid;
         }
         Ok(Step::Again)
+    }
+
+    /// The volume in the first sector size that there is room for. Without any, the shortage that lacks the least is told.
+    async fn planned(&mut self) -> Result<MeshStorVolume, Status> {
+        let mut volume = self.new_volume().await?;
+        let mut shortages = Vec::new();
+        for sector_size in self.request.parameters.sector_size.choices() {
+            volume.spec.sector_size = *sector_size;
+            match self.reservations.plan(&self.context, &volume).await? {
+                Ok(()) => return Ok(volume),
+                Err(shortage) => shortages.push(shortage),
+            }
+        }
+        let nearest = shortages.into_iter().rev().max_by_key(|shortage| shortage.possible);
+        Err(nearest.map_or_else(|| Status::internal("no sector size to choose from"), |s| no_room(&self.name, &s)))
     }
 
     async fn new_volume(&self) -> Result<MeshStorVolume, ControlError> {
@@ -122,7 +134,8 @@ impl Create {
             size_bytes: self.request.capacity.bytes,
             replica_count: parameters.replica_count.into(),
             stripe_width: parameters.stripe_width.into(),
-            sector_size: parameters.sector_size.bytes(),
+            // Chosen when there is room: see [`Self::planned`].
+            sector_size: 0,
             filesystem: self.request.content.as_str().to_string(),
             member_missing_timeout_seconds: seconds(parameters.member_missing_timeout),
             local_copy: local_copy(parameters.local_copy),
@@ -218,10 +231,14 @@ pub(crate) fn differing(parameters: &request::VolumeParameters, spec: &VolumeSpe
         LocalCopy::Required => "required",
         LocalCopy::None => "none",
     };
+    let sectors = match parameters.sector_size.choices().contains(&spec.sector_size) {
+        true => spec.sector_size.to_string(),
+        false => parameters.sector_size.as_str().to_string(),
+    };
     let pairs = [
         ("replicaCount", spec.replica_count.to_string(), parameters.replica_count.to_string()),
         ("stripeWidth", spec.stripe_width.to_string(), parameters.stripe_width.to_string()),
-        ("sectorSize", spec.sector_size.to_string(), parameters.sector_size.bytes().to_string()),
+        ("sectorSize", spec.sector_size.to_string(), sectors),
         (
             "memberMissingTimeout",
             spec.member_missing_timeout_seconds.to_string(),

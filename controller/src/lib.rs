@@ -31,6 +31,7 @@ mod list;
 mod loops;
 mod names;
 mod offers;
+mod orphan;
 mod publish;
 mod reconcile;
 pub mod recover;

@@ -182,16 +182,19 @@ pub(crate) async fn capacity(context: &Context, request: &GetCapacity) -> Result
     let topology = TopologyRequirement { requisite: here.clone(), preferred: here };
     let parameters = &request.parameters;
     let (local, fabrics) = offers::wish(parameters.local_copy, &topology, &offers);
-    let wanted = Request {
-        copies: parameters.replica_count.into(),
-        partition_bytes: 0,
-        sector_bytes: parameters.sector_size.bytes(),
-        local,
-        fabrics,
-        zones: offers::spread(spread, &offers, std::iter::empty()),
-        excluded: BTreeMap::new(),
+    let largest = |sector_bytes: &u32| {
+        let wanted = Request {
+            copies: parameters.replica_count.into(),
+            partition_bytes: 0,
+            sector_bytes: *sector_bytes,
+            local: local.clone(),
+            fabrics: fabrics.clone(),
+            zones: offers::spread(spread, &offers, std::iter::empty()),
+            excluded: BTreeMap::new(),
+        };
+        placement::largest(&offers, &wanted)
     };
-    let bytes = signed(offered(placement::largest(&offers, &wanted)));
+    let bytes = signed(offered(parameters.sector_size.choices().iter().map(largest).max().unwrap_or(0)));
     Ok(proto::GetCapacityResponse {
         available_capacity: bytes,
         maximum_volume_size: Some(bytes),

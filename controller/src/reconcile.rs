@@ -2,7 +2,7 @@
 //!
 //! Called by `loops` after a hint or a timer. Level-triggered: it looks at the volume as it is now and brings it one step
 //! on; several controllers may do so at once, compare-and-swap sorts them out. In this order, because each of them makes
-//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, sizes, conditions, the resync budget, repair.
+//! the next one pointless: deletion, a new epoch for a rebooted consumer, exports, sizes, whom it belongs to, conditions, the resync budget, repair.
 
 use crate::Context;
 use crate::budget;
@@ -12,6 +12,7 @@ use crate::error::ControlError;
 use crate::expand;
 use crate::exports;
 use crate::names;
+use crate::orphan;
 use crate::repair;
 use crate::telemetry::{self, EpochCause};
 use crate::writer::Endpoint;
@@ -58,11 +59,16 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Next, Con
     if expand::follow(context, &volume, &replicas).await? {
         return Ok(soon);
     }
+    let young = match orphan::step(context, &volume, &record, &replicas).await? {
+        orphan::Found::Changed => return Ok(soon),
+        orphan::Found::Young(left) => Some(Next::After(left)),
+        orphan::Found::Known => None,
+    };
     match report(context, &volume, Ok(&record)).await? {
         Next::Rest => {
             let budget = budget::step(context, &volume, &replicas).await?;
             let repair = repair::step(context, &volume, &record, &replicas).await?;
-            Ok(sooner(budget, repair))
+            Ok(sooner(young, Some(sooner(budget, repair))))
         }
         again => Ok(again),
     }

@@ -15,7 +15,7 @@ use meshstor_kernel::facts::{
 };
 use meshstor_kernel::id::{ClusterId, DriveId, ExportKey, NodeName, ReplicaId, ReplicaKey, VolumeId};
 use meshstor_kernel::linux::root::Root;
-use meshstor_kernel::linux::{Linux, LinuxConfig};
+use meshstor_kernel::linux::{Linux, LinuxConfig, partition};
 use meshstor_kernel::ops::{Changed, FormatPermit, Op};
 use meshstor_kernel::{Kernel, KernelError};
 use std::collections::BTreeSet;
@@ -67,6 +67,22 @@ async fn console(node: NodeName) {
         println!("{verdict} {line} -> {text} [{} ms]", begin.elapsed().as_millis());
         let _ = std::io::stdout().flush();
     }
+}
+
+/// Does all of it at the same time, each until it works or has failed for a minute.
+fn at_once<W: Fn() -> meshstor_kernel::Result<Changed> + Send>(works: Vec<W>) -> Result<(), String> {
+    let until = Instant::now() + Duration::from_secs(60);
+    let work = move |work: W| loop {
+        match work() {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > until => return Err(error.to_string()),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = works.into_iter().map(|one| scope.spawn(move || work(one))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".into())))
+    })
 }
 
 struct Suite {
@@ -231,6 +247,7 @@ impl Suite {
                 self.kernel.probe(&device, words.get(2) == Some(&"data")).await.map(|f| format!("{f:?}")).map_err(told)
             }
             "prepare" => self.prepare(replica(word(1)?)?, number::<u64>(word(2)?)? << 20).await,
+            "crowd" => self.crowd(&DriveId(word(1)?.into()), number(word(2)?)?).await,
             "writer" => self.start_writer(word(1)?),
             "wrote" => self.wrote(),
             "unwriter" => {
@@ -282,6 +299,44 @@ impl Suite {
         let record = self.record(key);
         self.kernel.apply(&Op::BlankPartition { evidence, record }).await.map_err(told)?;
         self.kernel.partition(key).await.map(|fact| format!("{fact:?}")).map_err(told)
+    }
+
+    /// Edits a drive's table from many threads at once: what one of them has written, no other may lose.
+    async fn crowd(&self, drive: &DriveId, count: u32) -> Answer {
+        let fact = self.kernel.drive(drive).await.map_err(told)?.ok_or("no such drive")?;
+        if let DriveClass::Blank(evidence) = &fact.class {
+            self.kernel.apply(&Op::LabelDrive { evidence: evidence.clone() }).await.map_err(told)?;
+        }
+        let fact = self.kernel.drive(drive).await.map_err(told)?.ok_or("the drive is gone")?;
+        let start = fact.free.first().ok_or("no room")?.start.next_multiple_of(1 << 20);
+        let key = |index: u32| ReplicaKey { volume: VOLUME, replica: ReplicaId(index) };
+        let add = |index: u32| {
+            let extent = Extent { start: start + (u64::from(index) << 22), length: 1 << 22 };
+            partition::add(&Root::host(), key(index), drive, extent)
+        };
+        at_once((0..count).map(|index| move || add(index)).collect())?;
+        let mut evidence = Vec::new();
+        for index in 0..count {
+            evidence.push(self.unclaimed(key(index)).await.map_err(|why| format!("r{index}: {why}"))?);
+        }
+        let remove = |evidence: Unclaimed| move || partition::remove(&Root::host(), &evidence);
+        let mut both: Vec<Box<dyn Fn() -> meshstor_kernel::Result<Changed> + Send + '_>> = Vec::new();
+        for (index, evidence) in (count..2 * count).zip(evidence) {
+            both.push(Box::new(move || add(index)));
+            both.push(Box::new(remove(evidence)));
+        }
+        at_once(both)?;
+        let fact = self.kernel.drive(drive).await.map_err(told)?.ok_or("the drive is gone")?;
+        let wanted: BTreeSet<Uuid> = (count..2 * count).map(|index| key(index).partition_uuid()).collect();
+        let found: BTreeSet<Uuid> = fact.entries.values().map(|entry| entry.unique_guid).collect();
+        for index in count..2 * count {
+            let evidence = self.unclaimed(key(index)).await.map_err(|why| format!("r{index}: {why}"))?;
+            self.kernel.apply(&Op::RemovePartition { evidence }).await.map_err(told)?;
+        }
+        if found != wanted {
+            return Err(format!("{} of {count} entries are left: {found:?}", found.len()));
+        }
+        Ok(format!("{} edits at once, none lost", 3 * count))
     }
 
     async fn unclaimed(&self, key: ReplicaKey) -> Result<Unclaimed, String> {

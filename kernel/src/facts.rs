@@ -131,6 +131,11 @@ impl Extent {
     pub fn end(&self) -> u64 {
         self.start.saturating_add(self.length)
     }
+
+    /// Whether some byte is in both.
+    pub fn overlaps(&self, other: &Extent) -> bool {
+        self.start < other.end() && other.start < self.end()
+    }
 }
 
 // ------------------------------------------------------------------------------------------ partitions

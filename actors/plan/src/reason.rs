@@ -192,6 +192,8 @@ pub enum Reason {
     Releasing,
     /// The object is being deleted by hand, without a recorded DeleteVolume: served on.
     DeletedByHand,
+    /// No claim and no PersistentVolume leads to the volume.
+    Orphaned,
     /// A higher epoch was seen: this node's array is being torn down and its data kept.
     Deposed {
         /// Epoch seen.
@@ -240,6 +242,7 @@ impl Reason {
             Reason::StillInSync { .. } => "StillInSync",
             Reason::Releasing => "Releasing",
             Reason::DeletedByHand => "DeletedByHand",
+            Reason::Orphaned => "Orphaned",
             Reason::Deposed { .. } => "Deposed",
         }
     }
@@ -283,6 +286,7 @@ impl Reason {
         "StillInSync",
         "Releasing",
         "DeletedByHand",
+        "Orphaned",
         "Deposed",
     ];
 }
@@ -313,6 +317,11 @@ impl Reason {
             Reason::NeedsGrowBeforeRejoin { replica, has, wanted } => {
                 format!("{replica} has {has} bytes, the volume has grown: it returns when it has {wanted}")
             }
+            Reason::StaleCopy { replica } => {
+                format!("{replica} is older than one that marks it missing; not assembled")
+            }
+            Reason::Replacing { replica, by } => format!("{replica} is lost, {by} is being made in its place"),
+            Reason::Moving { replica } => format!("{replica} leaves as soon as enough others are in sync"),
             other => other.word().to_string(),
         }
     }
@@ -341,10 +350,10 @@ impl fmt::Display for Reason {
             | Reason::LastCopyFrozen { .. }
             | Reason::LastCopyFailed { .. }
             | Reason::AwaitingSize { .. }
-            | Reason::NeedsGrowBeforeRejoin { .. } => f.write_str(&self.of_copies()),
-            Reason::StaleCopy { replica } => {
-                write!(f, "{replica} is older than a copy that marks it missing; not assembled")
-            }
+            | Reason::NeedsGrowBeforeRejoin { .. }
+            | Reason::StaleCopy { .. }
+            | Reason::Replacing { .. }
+            | Reason::Moving { .. } => f.write_str(&self.of_copies()),
             Reason::DataMissing { what } => write!(f, "the volume's data are missing ({what}); never formatted again"),
             Reason::Resyncing { percent } => write!(f, "copying to a returning member, {percent} % done"),
             Reason::Degraded { missing } => write!(f, "not in sync: {}", list(missing)),
@@ -364,9 +373,7 @@ impl fmt::Display for Reason {
             Reason::Busy { holder } => write!(f, "in use by {holder}"),
             Reason::DriveRefused { why } => write!(f, "the drive is not ours to use: {why}"),
             Reason::DriveGone => f.write_str("the drive is not there"),
-            Reason::NoSpace { wanted, largest } => {
-                write!(f, "no free extent of {wanted} bytes on the drive (largest is {largest})")
-            }
+            Reason::NoSpace { wanted, largest } => write!(f, "no free extent of {wanted} bytes (largest is {largest})"),
             Reason::NoRoomBehind { lacks, free } => {
                 write!(f, "growing needs {lacks} more bytes right behind the partition, {free} are free there")
             }
@@ -375,8 +382,6 @@ impl fmt::Display for Reason {
             Reason::Failing { error } => write!(f, "retrying: {error}"),
             Reason::NodeSilent { node, why } => write!(f, "node {node} is silent: {why}"),
             Reason::NodeDeleted { node } => write!(f, "node {node} is silent and has no Node object any more"),
-            Reason::Replacing { replica, by } => write!(f, "{replica} is lost, {by} is being made in its place"),
-            Reason::Moving { replica } => write!(f, "{replica} leaves as soon as enough others are in sync"),
             Reason::NoRoom { what } => write!(f, "there is no room {what}"),
             Reason::StillInSync { replica } => {
                 write!(f, "{replica} is to be wiped and is recorded as in sync: kept until the record is without it")
@@ -385,6 +390,9 @@ impl fmt::Display for Reason {
             Reason::DeletedByHand => f.write_str(
                 "the object was deleted by hand without DeleteVolume: data are kept and served; \
                  delete the PersistentVolumeClaim instead, or re-create the object with: meshstor recover",
+            ),
+            Reason::Orphaned => f.write_str(
+                "neither claim nor PersistentVolume exists: data are kept until one leads here or spec.deletionRequested is set",
             ),
             Reason::Deposed { epoch } => write!(f, "epoch {epoch} has a new consumer; stopping here, data kept"),
         }

@@ -31,8 +31,14 @@ pub struct Told {
 
 /// Whether a condition says that something is wrong or under way: some are good when they hold, all others bad.
 pub fn bad(condition: &Condition) -> bool {
-    let positive = matches!(condition.type_.as_str(), "Ready" | "Healthy" | "Takeover");
+    let positive = matches!(condition.type_.as_str(), "Ready" | "Healthy" | "Takeover" | "Claimed");
     (condition.status == "True") != positive
+}
+
+/// Whether a condition names what every volume goes through on its way: that stands in the object, and is no news. One that
+/// is made and deleted again would be ten events.
+pub fn passing(condition: &Condition) -> bool {
+    matches!(condition.reason.as_str(), "AwaitingPartition" | "Releasing")
 }
 
 /// What is to be told of conditions that were written: a status or a reason that is another one. `Ready` is silent beside
@@ -47,8 +53,8 @@ pub fn changes(before: &[Condition], after: &[Condition]) -> Vec<Told> {
             continue;
         }
         let warning = bad(now);
-        // The first good word about an object is no news.
-        if !warning && old.is_none() {
+        // The first good word about an object is no news, nor is what passes, nor its end.
+        if passing(now) || !warning && old.as_ref().is_none_or(passing) {
             continue;
         }
         let note =
@@ -142,6 +148,18 @@ mod tests {
         let told = changes(&bad, &good);
         assert_eq!(told, [Told { warning: false, reason: "Healthy".into(), note: "Healthy is True".into() }]);
         assert_eq!((changes(&good, &good), changes(&[], &good)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_every_volume_goes_through_is_no_news_and_trouble_on_the_way_is() {
+        let good = conditions(&[("Ready", true, "Healthy", "")]);
+        let not = |reason: &str| conditions(&[("Ready", false, reason, "r1")]);
+        assert_eq!(changes(&[], &not("AwaitingPartition")), []);
+        assert_eq!(changes(&not("AwaitingPartition"), &good), []);
+        assert_eq!(changes(&good, &not("Releasing")), []);
+        assert_eq!(changes(&not("AwaitingPartition"), &not("NoSpace"))[0].reason, "NoSpace");
+        assert_eq!(changes(&not("NoSpace"), &not("AwaitingPartition")), []);
+        assert_eq!(changes(&not("NoSpace"), &good)[0].reason, "Healthy");
     }
 
     #[test]

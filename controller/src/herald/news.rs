@@ -34,7 +34,8 @@ pub(super) fn news(before: Option<&[Condition]>, now: &[Condition], attached: bo
         let old = before.and_then(|list| list.iter().find(|old| old.type_ == condition.type_));
         let (bad, was_bad) = (tell::bad(condition), old.is_some_and(tell::bad));
         let same = old.is_some_and(|old| old.status == condition.status && old.reason == condition.reason);
-        if same || !(bad || was_bad) {
+        let passes = tell::passing(condition) || !bad && old.is_some_and(tell::passing);
+        if same || passes || !(bad || was_bad) {
             return None;
         }
         let note = match (bad, condition.message.as_str(), old) {

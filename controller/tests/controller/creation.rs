@@ -1,7 +1,9 @@
 //! CreateVolume: idempotence, placement, reservations nobody accepts, and leaving nothing behind.
 
 use crate::world::*;
+use meshstor_api::node::MeshStorNodeDevice;
 use meshstor_csi::proto::controller_server::Controller as _;
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Code;
@@ -347,4 +349,33 @@ async fn a_required_local_copy_goes_to_any_requisite_node_that_has_room() {
     let volume = create_with(&service, request).await.unwrap();
     assert_eq!(world.copies("pvc-1")["r0"], "b");
     assert!(nodes_of(&volume).contains("b"));
+}
+
+async fn sectors(world: &World, node: &str, bytes: u32) {
+    world.merge_status::<MeshStorNodeDevice>(&format!("{node}-d"), &json!({"status": {"sectorSize": bytes}})).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_wish_all_drives_of_a_volume_have_one_sector_size_and_4096_comes_first() {
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 30)]).await;
+    sectors(&world, "b", 512).await;
+    sectors(&world, "c", 512).await;
+    let service = world.controller("c1");
+    create(&service, "pvc-1", 1).await.unwrap();
+    let nodes = |volume: &str| world.copies(volume).into_values().collect::<Vec<_>>();
+    assert_eq!(
+        (nodes("pvc-1"), &world.volume("pvc-1").unwrap()["spec"]["sectorSize"]),
+        (vec!["b".into(), "c".into()], &json!(512))
+    );
+    sectors(&world, "b", 4096).await;
+    create(&service, "pvc-2", 1).await.unwrap();
+    assert_eq!(
+        (nodes("pvc-2"), &world.volume("pvc-2").unwrap()["spec"]["sectorSize"]),
+        (vec!["a".into(), "b".into()], &json!(4096))
+    );
+    create(&service, "pvc-1", 1).await.unwrap();
+    let mut request = create_request("pvc-1", 1);
+    request.parameters = parameters(&[("sectorSize", "4096")]);
+    let error = create_with(&service, request).await.unwrap_err();
+    assert!(error.message().contains("sectorSize is 512, asked for is 4096"), "{error:?}");
 }

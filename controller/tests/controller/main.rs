@@ -11,6 +11,7 @@ mod events;
 mod expansion;
 mod failover;
 mod faults;
+mod orphans;
 mod reading;
 mod repair;
 mod replacement;

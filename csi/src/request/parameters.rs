@@ -70,9 +70,11 @@ pub struct VolumeParameters {
     pub filesystem: Option<Filesystem>,
 }
 
-/// Logical block size of a drive.
+/// Logical block size of the drives of a volume, which is the same for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SectorSize {
+    /// 4096 bytes where there is room on such drives, else 512: most drives are delivered with 512.
+    Any,
     /// 512 bytes.
     B512,
     /// 4096 bytes.
@@ -109,7 +111,7 @@ impl Default for VolumeParameters {
             stripe_width: 1,
             member_missing_timeout: Duration::from_secs(MISSING_SECONDS_DEFAULT),
             relocation_delay: Some(Duration::from_secs(RELOCATION_SECONDS_DEFAULT)),
-            sector_size: SectorSize::B4096,
+            sector_size: SectorSize::Any,
             local_copy: LocalCopy::Preferred,
             topology_spread: TopologySpread::None,
             filesystem: None,
@@ -118,11 +120,21 @@ impl Default for VolumeParameters {
 }
 
 impl SectorSize {
-    /// The size in bytes.
-    pub fn bytes(self) -> u32 {
+    /// What a volume may have, in bytes, the best first.
+    pub fn choices(self) -> &'static [u32] {
         match self {
-            SectorSize::B512 => 512,
-            SectorSize::B4096 => 4096,
+            SectorSize::Any => &[4096, 512],
+            SectorSize::B512 => &[512],
+            SectorSize::B4096 => &[4096],
+        }
+    }
+
+    /// The word in a StorageClass.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SectorSize::Any => "any",
+            SectorSize::B512 => "512",
+            SectorSize::B4096 => "4096",
         }
     }
 }
@@ -180,7 +192,7 @@ impl VolumeParameters {
                 RELOCATION_DELAY.to_owned(),
                 self.relocation_delay.map_or("never".to_owned(), |delay| delay.as_secs().to_string()),
             ),
-            (SECTOR_SIZE.to_owned(), self.sector_size.bytes().to_string()),
+            (SECTOR_SIZE.to_owned(), self.sector_size.as_str().to_owned()),
             (LOCAL_COPY.to_owned(), self.local_copy.as_str().to_owned()),
             (TOPOLOGY_SPREAD.to_owned(), self.topology_spread.as_str().to_owned()),
         ]);
@@ -274,9 +286,10 @@ fn relocation_delay(field: String, text: &str) -> Result<Option<Duration>, Refus
 
 fn sector_size(field: String, text: &str) -> Result<SectorSize, Refusal> {
     match text {
+        "any" => Ok(SectorSize::Any),
         "512" => Ok(SectorSize::B512),
         "4096" => Ok(SectorSize::B4096),
-        _ => Err(Refusal::value(field, text, "512 or 4096")),
+        _ => Err(Refusal::value(field, text, "any, 512 or 4096")),
     }
 }
 

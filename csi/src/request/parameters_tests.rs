@@ -33,7 +33,7 @@ fn the_defaults() {
     assert_eq!(defaults.stripe_width, 1);
     assert_eq!(defaults.member_missing_timeout, Duration::from_secs(900));
     assert_eq!(defaults.relocation_delay, Some(Duration::from_secs(300)));
-    assert_eq!(defaults.sector_size.bytes(), 4096);
+    assert_eq!(defaults.sector_size.choices(), [4096, 512]);
     assert_eq!(defaults.local_copy, LocalCopy::Preferred);
     assert_eq!(defaults.topology_spread, TopologySpread::None);
     assert_eq!(defaults.filesystem, None);
@@ -84,7 +84,7 @@ fn refused_values_are_told_what_is_allowed() {
         ("memberMissingTimeout", "never", "there is no 0 and no never"),
         ("relocationDelay", "-1", "from 0 to 31536000, or never"),
         ("relocationDelay", "", "from 0 to 31536000, or never"),
-        ("sectorSize", "4k", "512 or 4096"),
+        ("sectorSize", "4k", "any, 512 or 4096"),
         ("localCopy", "Preferred", "preferred, required or none"),
         ("topologySpread", "zones", "none, zone (a zone for each copy or no volume) or zonePreferred"),
         ("csi.storage.k8s.io/fstype", "zfs", "allowed is xfs or ext4"),
@@ -116,7 +116,7 @@ fn an_unknown_key_is_answered_with_all_known_ones() {
 }
 
 fn any_parameters() -> impl Strategy<Value = VolumeParameters> {
-    let sectors = prop_oneof![Just(SectorSize::B512), Just(SectorSize::B4096)];
+    let sectors = prop_oneof![Just(SectorSize::Any), Just(SectorSize::B512), Just(SectorSize::B4096)];
     let copies = prop_oneof![Just(LocalCopy::Preferred), Just(LocalCopy::Required), Just(LocalCopy::None)];
     let spreads =
         prop_oneof![Just(TopologySpread::None), Just(TopologySpread::Zone), Just(TopologySpread::ZonePreferred)];

@@ -7,6 +7,7 @@ use crate::cluster::{Cluster, wait};
 use crate::csi::{Wanted, retriable};
 use crate::cuts::{PATIENCE, await_copies, carrier, finish, one_remote, read_each, writing};
 use crate::history::Running;
+use crate::regressions::suite;
 use crate::scenarios::{Scenario, said};
 use crate::story::*;
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 /// The scenarios of this file.
 pub const ALL: &[(&str, Scenario)] = &[
+    ("crowded-table: many edits of one drive's partition table at the same time", crowded_table),
     ("drive-pulled: a target's drive is pulled under load and put back", drive_pulled),
     ("hung-drive: one drive of a target hangs while volumes on both of its drives change hands", hung_drive),
     ("frozen-unstage: a pod ends while the only copy of its volume is out of reach", frozen_unstage),
@@ -48,6 +50,16 @@ fn drive_pulled(cluster: &mut Cluster) -> Result<String> {
         history.acks.len(),
         history.longest()
     ))
+}
+
+/// Nobody has the drive: the edits are made beside the agent, by the same code.
+fn crowded_table(cluster: &mut Cluster) -> Result<String> {
+    const AT_ONCE: usize = 12;
+    let guest = cluster.guest("node-c")?;
+    let serial = guest.drive_serials().pop().context("no drive")?;
+    let said = suite(&guest, &[&format!("crowd {serial}-1 {AT_ONCE}")])?;
+    let done = said.lines().find(|line| line.contains("none lost")).context("the console says nothing")?;
+    Ok(done.split("-> ").last().unwrap_or_default().to_string())
 }
 
 /// Whether the drive's volatile write cache is on, as the drive says (feature 06h).

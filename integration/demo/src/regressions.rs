@@ -10,6 +10,8 @@ mod second;
 mod seventeenth;
 mod third;
 
+pub use crash::suite;
+
 use crate::story::Story;
 use anyhow::{Result, bail};
 use meshstor_lab::{Config, Lab};

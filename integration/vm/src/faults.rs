@@ -32,6 +32,11 @@ impl Guest {
         self.boot()
     }
 
+    /// From its next boot on the machine is run by systemd, as most are, instead of the lab's own small init.
+    pub fn use_systemd(&self) -> Result<()> {
+        self.ssh_checked("mkdir -p /etc/lab && touch /etc/lab/systemd && sync").map(drop)
+    }
+
     /// Plugs in (`true`) or pulls out the cable of the storage network.
     pub fn cable(&self, plugged: bool) -> Result<()> {
         self.set_link(STORAGE, plugged)

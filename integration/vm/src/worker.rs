@@ -63,11 +63,13 @@ fn containerd() -> String {
     let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
     format!(
         "version = 2\n[{cri}]\nsandbox_image = \"{PAUSE}\"\n[{cri}.cni]\nbin_dir = \"/usr/lib/cni\"\n\
-         conf_dir = \"/etc/cni/net.d\"\n[{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n"
+         conf_dir = \"/etc/cni/net.d\"\n[{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+         [{cri}.containerd.runtimes.runc.options]\nSystemdCgroup = false\n"
     )
 }
 
-/// Kubelet's configuration; JSON is YAML. The guest has no systemd and little disk, and the API server does not call it.
+/// Kubelet's configuration; JSON is YAML. The guest has little disk, and the API server does not call it. The script says who has
+/// the cgroups, here and in containerd's.
 fn kubelet() -> serde_json::Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",

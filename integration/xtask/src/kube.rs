@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Only scenarios whose name contains this (or one of these, with commas); the installation always runs
     #[arg(long, default_value = "")]
     only: String,
+    /// How often the scenario `reboots` reboots its node
+    #[arg(long, default_value_t = 20)]
+    reboots: usize,
     /// Leave guests and control plane running at the end
     #[arg(long)]
     keep: bool,
@@ -50,7 +53,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut command = Command::new(binaries.join("meshstor-demo"));
     command.args(["kube", "--transport", &arguments.transport, "--kubernetes", &arguments.kubernetes]);
     command.args(["--kernel", &arguments.kernel, "--nodes", &arguments.nodes.to_string(), "--only", &arguments.only]);
-    command.arg("--chart").arg(workspace::root()?.join("deploy/helm/meshstor")).arg("--binaries").arg(&binaries);
+    command.arg("--source").arg(workspace::root()?).arg("--binaries").arg(&binaries);
+    command.args(["--reboots", &arguments.reboots.to_string()]);
     command.args(arguments.keep.then_some("--keep")).args(arguments.again.then_some("--again"));
     let status = command.status().context("run meshstor-demo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

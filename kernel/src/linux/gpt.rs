@@ -41,6 +41,8 @@ const HIGHEST_NUMBER: u32 = 255;
 /// A drive's table, locked against every well-behaved partitioner for as long as this value lives.
 pub struct Editor {
     file: File,
+    /// Holds the lock.
+    _locked: File,
     device: PathBuf,
     drive: DriveId,
     geometry: Geometry,
@@ -49,6 +51,9 @@ pub struct Editor {
 impl Editor {
     /// Opens and locks a whole drive. udev's own rule (BLOCK_DEVICE_LOCKING of systemd): whoever holds the exclusive
     /// `flock` on the whole device keeps udev from probing it and from re-reading its table half way.
+    ///
+    /// A lock belongs to a node, not to the device behind it: it is taken on the node that everybody knows, while what is
+    /// written goes through a node of our own. Taken there it would keep nobody out, other edits of ours included.
     pub fn lock(namespace: &Namespace) -> Result<Editor> {
         Editor::open(namespace, 0)
     }
@@ -63,22 +68,12 @@ impl Editor {
         let failed = |e: io::Error| KernelError::io("open drive", namespace.path.clone(), &e);
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(O_DIRECT | flags);
-        let file = drives::open_quietly(&device, namespace.numbers.as_deref(), &options).map_err(failed)?;
-        let editor = Editor { file, device, drive, geometry: namespace.geometry() };
-        let give_up = Instant::now() + LOCK_WAIT;
-        loop {
-            match editor.file.try_lock() {
-                Ok(()) => return Ok(editor),
-                Err(TryLockError::WouldBlock) if Instant::now() < give_up => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                Err(TryLockError::WouldBlock) => {
-                    let detail = format!("another program has held the drive's lock for {LOCK_WAIT:?}");
-                    return Err(KernelError::retry("lock drive", editor.name(), detail));
-                }
-                Err(TryLockError::Error(e)) => return Err(failed(e)),
-            }
-        }
+        let numbers = namespace.numbers.as_deref();
+        // For reading only: udev reads a table anew when a node is closed that was open for writing.
+        let locked = drives::open_node(&device, numbers, OpenOptions::new().read(true)).map_err(failed)?;
+        wait_for_lock(&locked, &namespace.path)?;
+        let file = drives::open_quietly(&device, numbers, &options).map_err(failed)?;
+        Ok(Editor { file, _locked: locked, device, drive, geometry: namespace.geometry() })
     }
 
     /// The whole drive, for BLKPG and for bytes outside any partition.
@@ -107,11 +102,12 @@ impl Editor {
     }
 
     /// Adds an entry of ours in free space and answers its number. `kernel` is what the kernel has on the drive: space
-    /// must be free in both views.
-    pub fn add(&self, name: &str, unique_guid: Uuid, extent: Extent, kernel: &[Extent]) -> Result<u32> {
+    /// and number must be free in both views.
+    pub fn add(&self, name: &str, unique_guid: Uuid, extent: Extent, kernel: &BTreeMap<u32, Extent>) -> Result<u32> {
         let table = self.table()?;
-        self.check_free(&table, extent, kernel)?;
-        let free_number = (1..=table.slots.min(HIGHEST_NUMBER)).find(|number| !table.entries.contains_key(number));
+        self.check_free(&table, extent, &kernel.values().copied().collect::<Vec<_>>())?;
+        let taken = |number: &u32| table.entries.contains_key(number) || kernel.contains_key(number);
+        let free_number = (1..=table.slots.min(HIGHEST_NUMBER)).find(|number| !taken(number));
         let number = free_number.ok_or_else(|| self.refuse(format!("all {} entries are used", table.slots)))?;
         let entry = PartitionEntry { type_guid: PARTITION_TYPE, unique_guid, name: name.into(), extent };
         self.write(&table, number, Some(&entry))?;
@@ -217,6 +213,21 @@ impl Editor {
 
     fn refuse(&self, detail: impl Into<String>) -> KernelError {
         KernelError::refuse("edit table", self.name(), detail)
+    }
+}
+
+fn wait_for_lock(node: &File, path: &str) -> Result<()> {
+    let give_up = Instant::now() + LOCK_WAIT;
+    loop {
+        match node.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => std::thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => {
+                let detail = format!("another program has held the drive's lock for {LOCK_WAIT:?}");
+                return Err(KernelError::retry("lock drive", path, detail));
+            }
+            Err(TryLockError::Error(e)) => return Err(KernelError::io("lock drive", path, &e)),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod gpt;
 pub mod growfs;
 pub mod ioctl;
 pub mod join;
+pub mod leave;
 pub mod md;
 pub mod mdadm;
 pub mod mdops;
@@ -123,6 +124,11 @@ impl Linux {
         let clock = clock::run(root, shared.ring.clone(), shared.clocks.clone(), hints.clone());
         let tasks = vec![tokio::spawn(clock), tokio::spawn(netlink::watch(hints))];
         Ok(Linux { shared, stop, tasks })
+    }
+
+    /// Has the host's systemd end volumes in use when the machine shuts down. See [`leave`].
+    pub async fn leave_at_shutdown(&self) -> Result<leave::Installed> {
+        leave::install(&self.shared.root, &self.shared.tools).await
     }
 }
 

@@ -21,6 +21,7 @@ use crate::linux::gpt::Editor;
 use crate::linux::ioctl;
 use crate::linux::root::Root;
 use crate::ops::Changed;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -57,8 +58,8 @@ pub fn add(root: &Root, key: ReplicaKey, drive: &DriveId, extent: Extent) -> Res
     }
     let editor = Editor::lock(&namespace)?;
     let known = drives::kernel_partitions(root, &namespace.name)?;
-    let kernel: Vec<Extent> = known.values().map(|partition| partition.extent).collect();
-    editor.check_free(&editor.table()?, extent, &kernel)?;
+    let kernel: BTreeMap<u32, Extent> = known.iter().map(|(number, partition)| (*number, partition.extent)).collect();
+    editor.check_free(&editor.table()?, extent, &kernel.values().copied().collect::<Vec<_>>())?;
     // Before the entry exists: as soon as the kernel announces the partition, udev's rules look for what an earlier
     // user of the space left behind, and would start an old array on it.
     let (head, tail) = (DATA_OFFSET.min(extent.length), ALIGNMENT.min(extent.length));
@@ -211,11 +212,17 @@ pub fn remove(root: &Root, evidence: &Unclaimed) -> Result<Changed> {
 /// Makes the kernel drop the partition, which it does only when nobody has it open: nvmet and MD included. From then
 /// on nobody can open it either, so the wipe that follows cannot hit anyone.
 fn forget_kernel_partition(root: &Root, editor: &Editor, place: &Place) -> Result<()> {
-    let known = drives::kernel_partitions(root, &place.namespace.name)?.remove(&place.number);
-    let Some(partition) = known else { return Ok(()) };
-    if partition.extent.start != place.entry.extent.start {
-        return Err(KernelError::wait("remove partition", partition.name, "the kernel has it at another place"));
-    }
+    let mut known = drives::kernel_partitions(root, &place.namespace.name)?;
+    let here = |partition: &&KernelPartition| partition.extent.overlaps(&place.entry.extent);
+    let Some(partition) = known.remove(&place.number).filter(|p| p.extent.start == place.entry.extent.start) else {
+        // Nobody has these bytes open through a partition that the kernel does not have.
+        return match known.values().find(here) {
+            None => Ok(()),
+            Some(other) => {
+                Err(KernelError::wait("remove partition", place.name(), format!("the kernel has {} there", other.name)))
+            }
+        };
+    };
     unheld(root, &Place { kernel: Some(partition.clone()), ..place.clone() }, "remove partition")?;
     let give_up = Instant::now() + BUSY_WAIT;
     loop {

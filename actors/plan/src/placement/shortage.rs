@@ -34,7 +34,9 @@ impl fmt::Display for Shortage {
             let room = format!("a node with {partition_bytes} bytes free on one drive");
             write!(f, "topologySpread is zone: {wanted} zones with {room} are needed, {possible} found")?;
         } else if required.is_empty() {
-            write!(f, "{wanted} nodes with {partition_bytes} bytes free on one drive are needed, {possible} found")?;
+            let (nodes, are) = if *wanted == 1 { ("node", "is") } else { ("nodes", "are") };
+            let room = format!("{wanted} {nodes} with {partition_bytes} bytes free on one drive");
+            write!(f, "{room} {are} needed, {possible} found")?;
         } else {
             let names: Vec<&str> = required.iter().map(|node| node.0.as_str()).collect();
             write!(f, "localCopy is required and {} cannot hold a copy", names.join(", "))?;

@@ -6,12 +6,12 @@ use super::Scenario;
 use super::cluster::{Kube, PATIENCE};
 use super::pods::{Set, text};
 use crate::cluster::wait;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub const ALL: &[(&str, Scenario)] = &[
-    ("race: one claim more than there is room for, all at once; the last one is told why it waits", race),
+    ("race: two claims at once for room that one of them needs; the other is told why it waits", race),
     ("churn: claims made and deleted 200 times, 8 at a time; nothing is left", churn),
 ];
 
@@ -20,10 +20,11 @@ const DRIVER: &str = "io.meshstor.csi.mesh";
 const CYCLES: usize = 200;
 const AT_ONCE: usize = 8;
 
-fn class(kube: &Kube, name: &str, copies: usize, binding: &str) -> Result<()> {
+fn class(kube: &Kube, name: &str, copies: usize, binding: &str, sector_size: &str) -> Result<()> {
     kube.apply(&json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
-        "provisioner": DRIVER, "volumeBindingMode": binding, "parameters": {"replicaCount": copies.to_string()},
+        "provisioner": DRIVER, "volumeBindingMode": binding,
+        "parameters": {"replicaCount": copies.to_string(), "sectorSize": sector_size},
     }))
 }
 
@@ -48,11 +49,10 @@ fn mebibytes(capacity: &Value) -> Option<u64> {
 
 fn race(kube: &Kube) -> Result<String> {
     const CLASS: &str = "meshstor-everywhere";
-    let guests = kube.lab.guests();
-    class(kube, CLASS, guests.len(), "WaitForFirstConsumer")?;
+    // A copy on every node, each of six tenths of a drive, and every node has one drive of a sector size.
+    let places = 1;
+    class(kube, CLASS, kube.lab.guests().len(), "WaitForFirstConsumer", "4096")?;
     let room = largest(kube, CLASS)?;
-    // A copy on every node, each of six tenths of a drive: as many volumes fit as a node has drives.
-    let places = guests.first().map_or(0, |guest| guest.drive_serials().len());
     let size = format!("{}Mi", room * 6 / 10);
     let begin = Instant::now();
     let set = Set::begin(kube, "race", places + 1, |set| {
@@ -97,31 +97,47 @@ fn refusal(kube: &Kube, claim: &str) -> Result<String> {
 
 fn churn(kube: &Kube) -> Result<String> {
     const CLASS: &str = "meshstor-immediate";
-    class(kube, CLASS, 2, "Immediate")?;
+    class(kube, CLASS, 2, "Immediate", "any")?;
     let begin = Instant::now();
-    let lanes: Vec<Result<()>> = std::thread::scope(|scope| {
-        let lane = |lane: usize| {
-            (0..CYCLES / AT_ONCE).try_for_each(|cycle| come_and_go(kube, CLASS, &format!("churn-{lane}-{cycle}")))
-        };
-        let lanes: Vec<_> = (0..AT_ONCE).map(|index| scope.spawn(move || lane(index))).collect();
-        let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| thread.join();
-        lanes.into_iter().map(|thread| ended(thread).unwrap_or_else(|_| bail!("a lane panicked"))).collect()
-    });
-    lanes.into_iter().collect::<Result<()>>().with_context(|| kube.diagnosis())?;
+    let (mut made, mut gone, mut moved) = (0, 0, begin);
+    while gone < CYCLES {
+        // One look for all: the processor is needed for the guests.
+        let (mut there, mut bound) = (0, Vec::new());
+        for claim in kube.items(&["pvc", "-l", "app=churn"])? {
+            there += 1;
+            if claim["status"]["phase"] == "Bound" && claim["metadata"]["deletionTimestamp"].is_null() {
+                bound.push(text(&claim["metadata"]["name"]));
+            }
+        }
+        let more: Vec<usize> = (made..CYCLES).take(AT_ONCE - there).collect();
+        if made - there > gone || !bound.is_empty() || !more.is_empty() {
+            moved = Instant::now();
+        }
+        gone = made - there;
+        if !bound.is_empty() {
+            let names = bound.iter().map(String::as_str);
+            kube.control.kubectl(&["delete", "pvc", "--wait=false"].into_iter().chain(names).collect::<Vec<_>>())?;
+        }
+        for number in more {
+            kube.apply(&small_claim(CLASS, number))?;
+            made = number + 1;
+        }
+        ensure!(moved.elapsed() < PATIENCE, "{gone} of {CYCLES} went, and no claim since\n{}", kube.diagnosis());
+        std::thread::sleep(Duration::from_secs(1));
+    }
     let took = begin.elapsed().as_secs_f64();
     let gone = kube.nothing_left()?;
     Ok(format!("{CYCLES} claims made and deleted, {AT_ONCE} at a time, in {took:.1} s\n{gone}"))
 }
 
-fn come_and_go(kube: &Kube, class: &str, name: &str) -> Result<()> {
-    kube.apply(&json!({
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "default"},
+fn small_claim(class: &str, number: usize) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": format!("churn-{number}"), "namespace": "default", "labels": {"app": "churn"}},
         "spec": {
             "accessModes": ["ReadWriteOnce"], "storageClassName": class, "resources": {"requests": {"storage": "320Mi"}},
         },
-    }))?;
-    wait(&format!("{name} bound"), PATIENCE, || Ok(kube.get(&["pvc", name])?["status"]["phase"] == "Bound"))?;
-    kube.control.kubectl(&["delete", "pvc", name, "--wait=true"]).map(drop)
+    })
 }
 
 #[cfg(test)]

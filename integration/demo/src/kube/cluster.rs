@@ -18,6 +18,8 @@ pub const NAMESPACE: &str = "meshstor-system";
 const RELEASE: &str = "meshstor";
 /// The tag of a second version to upgrade to: the same program under another name.
 const NEXT: &str = "next";
+/// The chart, in the directory that a user has checked out.
+const CHART: &str = "deploy/helm/meshstor";
 /// The setting that brings it.
 pub const TO_NEXT: &str = "image.tag=next";
 /// Emulated processors take minutes for what takes seconds on others, and the machine may be busy besides.
@@ -49,9 +51,9 @@ pub struct Options {
     /// The directory that holds the freshly built `meshstor` and this program
     #[arg(long)]
     pub binaries: PathBuf,
-    /// The chart's directory
+    /// The directory that holds README.md and `deploy`; copied when the run begins, so that it may be edited meanwhile
     #[arg(long)]
-    pub chart: PathBuf,
+    pub source: PathBuf,
     /// Which network carries volumes
     #[arg(long)]
     pub transport: Transport,
@@ -64,6 +66,9 @@ pub struct Options {
     /// How many guests
     #[arg(long)]
     pub nodes: usize,
+    /// How often the scenario `reboots` reboots its node
+    #[arg(long, default_value_t = 20)]
+    pub reboots: usize,
     /// Go on with the cluster that an earlier run kept, as it is
     #[arg(long)]
     pub again: bool,
@@ -77,7 +82,10 @@ pub struct Kube {
     pub control: ControlPlane,
     /// Which network carries volumes.
     pub transport: Transport,
-    chart: PathBuf,
+    /// How often a node is rebooted.
+    pub reboots: usize,
+    /// What a user has checked out: README.md and `deploy`.
+    pub source: PathBuf,
     helm: PathBuf,
     kubernetes: String,
 }
@@ -87,10 +95,11 @@ impl Kube {
     pub fn up(options: &Options) -> Result<Kube> {
         let paths = Paths::from_env()?;
         let helm = tools::helm(&paths)?;
+        let source = checkout(&options.source)?;
         if options.again {
-            return Ok(Kube::of(options, helm, Lab::attach()?, ControlPlane::attach()?));
+            return Ok(Kube::of(options, source, helm, Lab::attach()?, ControlPlane::attach()?));
         }
-        let names = images_of(&helm, options)?;
+        let names = images_of(&helm, &source, options)?;
         let images = container::share(&paths, &images(&paths, &names, &options.binaries)?)?;
         let config = Config {
             nodes: options.nodes,
@@ -101,7 +110,7 @@ impl Kube {
         };
         let control = ControlPlane::up_cluster(&paths, &options.kubernetes)?;
         let lab = Lab::up(&config)?;
-        let kube = Kube::of(options, helm, lab, control);
+        let kube = Kube::of(options, source, helm, lab, control);
         for guest in kube.lab.guests() {
             kube.announce(&guest)?;
         }
@@ -117,9 +126,9 @@ impl Kube {
         Ok(kube)
     }
 
-    fn of(options: &Options, helm: PathBuf, lab: Lab, control: ControlPlane) -> Kube {
-        let (chart, kubernetes) = (options.chart.clone(), options.kubernetes.clone());
-        Kube { lab, control, transport: options.transport, chart, helm, kubernetes }
+    fn of(options: &Options, source: PathBuf, helm: PathBuf, lab: Lab, control: ControlPlane) -> Kube {
+        let Options { transport, reboots, kubernetes, .. } = options;
+        Kube { lab, control, transport: *transport, reboots: *reboots, source, helm, kubernetes: kubernetes.clone() }
     }
 
     /// Whether the chart is installed.
@@ -157,7 +166,8 @@ impl Kube {
 
     /// `install` or `upgrade` with the example of this transport and these settings; returns when all pods are ready.
     pub fn deploy(&self, verb: &str, settings: &[&str]) -> Result<()> {
-        let (chart, values) = (self.chart.display().to_string(), self.values());
+        let at = |path: PathBuf| path.display().to_string();
+        let (chart, values) = (at(self.source.join(CHART)), at(example(&self.source, self.transport)));
         let mut arguments = vec![verb, RELEASE, &chart, "--values", &values, "--wait", "--timeout", HELM_PATIENCE];
         if verb == "install" {
             arguments.push("--create-namespace");
@@ -181,10 +191,6 @@ impl Kube {
     pub fn uninstall(&self) -> Result<()> {
         self.helm(&["uninstall", RELEASE, "--wait", "--timeout", HELM_PATIENCE])?;
         wait("all pods of ours gone", PATIENCE, || Ok(self.items(&["pods", "-n", NAMESPACE])?.is_empty()))
-    }
-
-    fn values(&self) -> String {
-        self.chart.with_file_name("examples").join(format!("{}.yaml", self.transport.word())).display().to_string()
     }
 
     /// Every node's own object says that it is ready, with its drives; and kubelet knows the driver there.
@@ -291,6 +297,19 @@ impl Kube {
         Ok(format!("deleted, nothing left on any node, {:.1} s", begin.elapsed().as_secs_f64()))
     }
 
+    /// Runs a command line as a user does: in the directory of the checkout, with helm and kubectl for this cluster.
+    pub fn as_user(&self, line: &str) -> Result<String> {
+        let helm = self.helm.parent().context("helm has no directory")?.display().to_string();
+        let kubectl = self.control.kubectl_path()?;
+        let kubectl = kubectl.parent().context("kubectl has no directory")?.display().to_string();
+        let path = format!("{helm}:{kubectl}:{}", std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("sh");
+        command.args(["-c", line]).current_dir(&self.source).env("PATH", path);
+        let output = command.env("KUBECONFIG", self.control.host_kubeconfig()?).output().context("run sh")?;
+        ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Ends everything that this started.
     pub fn down(&self) -> Result<()> {
         self.control.down()?;
@@ -314,11 +333,26 @@ pub fn is_ready(object: &Value) -> bool {
     conditions.is_some_and(|list| list.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
 }
 
+/// The example of values for a transport.
+fn example(source: &Path, transport: Transport) -> PathBuf {
+    source.join("deploy/helm/examples").join(format!("{}.yaml", transport.word()))
+}
+
+/// A copy of what this run installs.
+fn checkout(source: &Path) -> Result<PathBuf> {
+    let copy = std::env::temp_dir().join(format!("meshstor-kube-{}", std::process::id()));
+    std::fs::create_dir_all(&copy).with_context(|| format!("make {}", copy.display()))?;
+    let mut command = Command::new("cp");
+    command.arg("--recursive").arg(source.join("README.md")).arg(source.join("deploy")).arg(&copy);
+    let output = command.output().context("run cp")?;
+    ensure!(output.status.success(), "cp: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(copy)
+}
+
 /// Every image that the rendered chart names.
-fn images_of(helm: &Path, options: &Options) -> Result<BTreeSet<String>> {
-    let example = options.chart.with_file_name("examples").join(format!("{}.yaml", options.transport.word()));
+fn images_of(helm: &Path, source: &Path, options: &Options) -> Result<BTreeSet<String>> {
     let mut command = Command::new(helm);
-    command.args(["template", RELEASE]).arg(&options.chart).arg("--values").arg(example);
+    command.args(["template", RELEASE]).arg(source.join(CHART)).arg("--values").arg(example(source, options.transport));
     let output = command.args(["--kube-version", &options.kubernetes]).output().context("run helm template")?;
     ensure!(output.status.success(), "helm template: {}", String::from_utf8_lossy(&output.stderr));
     Ok(named_images(&String::from_utf8_lossy(&output.stdout)))
@@ -331,7 +365,8 @@ fn named_images(rendered: &str) -> BTreeSet<String> {
 
 /// Makes them all: ours twice, so that there is something to upgrade to.
 fn images(paths: &Paths, names: &BTreeSet<String>, binaries: &Path) -> Result<Vec<ImageFile>> {
-    let mut images = vec![container::pause(paths)?, container::workload(paths, &binaries.join("meshstor-demo"))?];
+    let workload = container::workload(paths, &binaries.join("meshstor-demo"))?;
+    let mut images = vec![container::pause(paths)?, container::busybox(paths)?, workload];
     for name in names {
         let Some((repository, _)) = name.rsplit_once(':') else {
             bail!("the chart names an image without a tag: {name}")

@@ -7,7 +7,8 @@
 //!  daily     claim, stateful set, growth            claims  races for room, claims by the hundred
 //!  drain     a node drained, and one that has to wait
 //!  cut       a node without the API server          power   power cut of a node
-//!  release   upgrade, uninstall, reinstall          suite   csi-sanity against the installed driver
+//!  release   upgrade, uninstall, reinstall          reboot  a node rebooted by systemd, without drain
+//!  suite     csi-sanity against the installed driver
 //! ```
 
 mod claims;
@@ -17,6 +18,7 @@ mod daily;
 mod drain;
 mod pods;
 mod power;
+mod reboot;
 mod release;
 mod suite;
 
@@ -28,8 +30,8 @@ pub use cluster::Options;
 /// One scenario: harm or use, and what was proven.
 type Scenario = fn(&Kube) -> Result<String>;
 
-const ALL: [&[(&str, Scenario)]; 7] =
-    [daily::ALL, drain::ALL, claims::ALL, cut::ALL, suite::ALL, release::ALL, power::ALL];
+const ALL: [&[(&str, Scenario)]; 8] =
+    [daily::ALL, drain::ALL, claims::ALL, cut::ALL, suite::ALL, release::ALL, power::ALL, reboot::ALL];
 
 /// Runs the scenarios whose name contains `only`, or one of its parts between commas. The first one that fails ends the
 /// run; with `keep` everything stays as it is.

@@ -176,6 +176,11 @@ impl Writer {
         &self.uid
     }
 
+    /// How often the pod's container had been started again when it was last found ready.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
     /// The name of its volume: object of ours and PersistentVolume alike.
     pub fn volume(&self, kube: &Kube) -> Result<String> {
         Ok(text(&kube.get(&["pvc", &format!("data-{}", self.pod)])?["spec"]["volumeName"]))

@@ -3,7 +3,7 @@
 //! Called by `kube`. I/O must not notice any of it; nothing that holds data may go.
 
 use super::Scenario;
-use super::cluster::{Kube, NAMESPACE, TO_NEXT};
+use super::cluster::{Kube, NAMESPACE, TO_NEXT, Transport};
 use super::pods::{Set, text};
 use anyhow::{Context, Result, ensure};
 use meshstor_lab::Guest;
@@ -12,6 +12,7 @@ use std::time::Instant;
 
 pub const ALL: &[(&str, Scenario)] = &[
     ("upgrade: another version rolled out by helm during writes", upgrade),
+    ("readme: the README's section on installation, word for word", readme),
     ("reinstall: helm uninstall during writes keeps every object and partition, helm install takes them on", reinstall),
 ];
 
@@ -43,6 +44,46 @@ fn upgrade(kube: &Kube) -> Result<String> {
         took.as_secs_f64(),
         during - before
     ))
+}
+
+/// What a new user does, on a cluster without the product.
+fn readme(kube: &Kube) -> Result<String> {
+    if kube.transport != Transport::Tcp {
+        return Ok(String::from("its commands are for TCP; not run on this cluster"));
+    }
+    kube.uninstall()?;
+    let readme = std::fs::read_to_string(kube.source.join("README.md")).context("read README.md")?;
+    let lines = commands(&readme, "## Install");
+    ensure!(lines.iter().any(|line| line.starts_with("helm install")), "no helm install in README.md: {lines:?}");
+    let mut told = Vec::new();
+    for line in &lines {
+        let begin = Instant::now();
+        let said = kube.as_user(line).with_context(|| kube.diagnosis())?;
+        let shown: Vec<&str> = said.lines().take(12).map(str::trim_end).collect();
+        told.push(format!("$ {line}  ({:.1} s)", begin.elapsed().as_secs_f64()));
+        if line.starts_with("kubectl get") {
+            ensure!(said.lines().count() > 1, "{line} shows nothing: {said}");
+            told.push(shown.join("\n"));
+        }
+    }
+    kube.await_agents()?;
+    told.push(kube.nothing_left()?);
+    Ok(told.join("\n"))
+}
+
+/// The commands of the console blocks in a section of a page.
+fn commands<'a>(page: &'a str, section: &str) -> Vec<&'a str> {
+    let lines = page.lines().skip_while(|line| *line != section).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with("## "));
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in lines {
+        match line.strip_prefix("```") {
+            Some(language) => inside = language == "console",
+            None => found.extend(line.strip_prefix("$ ").filter(|_| inside)),
+        }
+    }
+    found
 }
 
 /// What must outlive an uninstallation: our objects by name and uid, definitions, partitions by node.
@@ -105,4 +146,22 @@ fn reinstall(kube: &Kube) -> Result<String> {
         before.len(),
         took.as_secs_f64()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_those_of_the_section_and_of_its_console_blocks() {
+        let page = "# A\n## Install\ntext `$ no`\n$ no\n```console\n$ one --x\noutput\n$ two\n```\n```yaml\n$ no\n```\n## Next\n```console\n$ no\n```\n";
+        assert_eq!(commands(page, "## Install"), ["one --x", "two"]);
+    }
+
+    #[test]
+    fn the_readme_installs_uses_and_deletes() {
+        let lines = commands(include_str!("../../../../README.md"), "## Install");
+        assert_eq!(lines.iter().filter(|line| line.starts_with("helm install")).count(), 1, "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("delete -f deploy/examples/first-volume.yaml")), "{lines:?}");
+    }
 }

@@ -26,6 +26,9 @@ pub(crate) const PAUSE: &str = "lab.invalid/pause:1";
 /// What the lab's own pods run: the test program.
 pub const WORKLOAD: &str = "lab.invalid/workload:1";
 
+/// What the example of the README runs.
+const BUSYBOX: &str = "docker.io/library/busybox:1.37";
+
 /// An image as one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFile {
@@ -66,6 +69,14 @@ fn libraries(listed: &str) -> Vec<&str> {
 pub fn pause(paths: &Paths) -> Result<ImageFile> {
     let entries = [Entry::program("bin/busybox", &debian::busybox(paths)?)];
     image(paths, PAUSE, None, &entries, &["/bin/busybox", "sleep", "2147483647"])
+}
+
+/// The image of the README's example: Debian's busybox under the name that the example gives it, for there is no registry.
+pub fn busybox(paths: &Paths) -> Result<ImageFile> {
+    let program = debian::busybox(paths)?;
+    let entries =
+        ["bin/busybox", "bin/sh", "bin/grep", "bin/sleep", "bin/sync"].map(|name| Entry::program(name, &program));
+    image(paths, BUSYBOX, None, &entries, &["/bin/sh"])
 }
 
 /// The image of a sidecar under the name that the chart gives it. Sidecars are static programs that talk to the API

@@ -43,6 +43,7 @@ const PACKAGES: &[&str] = &[
     "containerd",
     "runc",
     "containernetworking-plugins",
+    "systemd",
 ];
 
 /// Never needed in a guest.
@@ -54,6 +55,11 @@ const SUITE: &str = "trixie";
 /// Coldplug would load these for parts of the emulated chipset that nothing uses: seconds at each boot.
 const BLACKLIST: &str = "blacklist lpc_ich\nblacklist iTCO_wdt\nblacklist i2c_i801\nblacklist pcspkr\n";
 
+/// For guests that systemd runs. Programs in pods that do not hear SIGTERM would hold each reboot up for 90 s otherwise.
+const SYSTEMD: &str = "[Manager]\nDefaultTimeoutStopSec=20s\nShowStatus=yes\n";
+const LAB_SERVICE: &str = include_str!("files/lab.service");
+const LAB_TARGET: &str = include_str!("files/lab.target");
+
 /// Room for logs, core files and copies of test binaries; sparse, so unused room costs nothing.
 const DISK_SIZE: &str = "6G";
 
@@ -64,7 +70,7 @@ pub(super) fn inputs() -> String {
 
 /// What the tree depends on besides, apart from the files of this directory.
 pub(super) fn tree_inputs() -> String {
-    format!("{BLACKLIST} {DISK_SIZE}")
+    format!("{BLACKLIST} {DISK_SIZE} {SYSTEMD} {LAB_SERVICE} {LAB_TARGET}")
 }
 
 /// The package archive, made by mmdebstrap or taken from the cache.
@@ -115,6 +121,10 @@ pub(super) fn configure(tree: &Path, keys: &Path, init: &str, sshd_config: &str)
     write("usr/sbin/init", init, 0o755)?;
     write("etc/ssh/sshd_config", sshd_config, 0o644)?;
     write("etc/modprobe.d/lab.conf", BLACKLIST, 0o644)?;
+    make_dir(&tree.join("etc/systemd/system.conf.d"))?;
+    write("etc/systemd/system.conf.d/lab.conf", SYSTEMD, 0o644)?;
+    write("etc/systemd/system/lab.service", LAB_SERVICE, 0o644)?;
+    write("etc/systemd/system/default.target", LAB_TARGET, 0o644)?;
     let names = (0..9).map(|i| format!("10.77.0.{} node-{}\n", 11 + i, (b'a' + i) as char)).collect::<String>();
     write("etc/hosts", &format!("127.0.0.1 localhost\n10.0.2.2 host\n{names}"), 0o644)?;
     for (name, comment) in [("id_ed25519", "lab"), ("host_ed25519", "guest")] {

@@ -68,7 +68,7 @@ const SEEDS: u64 = 40;
 const MUTANT_SEEDS: u64 = 100;
 
 /// The scenarios that are short: minutes together. `cargo xtask vm scenarios` runs the long ones as well.
-const SCENARIOS: &str = "api-cut,ext4-cut,raw-cut,storage-cut,cable-flap,bad-input,foreign-drives,agent-killed,consumer-rebooted,\
+const SCENARIOS: &str = "crowded-table,api-cut,ext4-cut,raw-cut,storage-cut,cable-flap,bad-input,foreign-drives,agent-killed,consumer-rebooted,\
                          object-deleted,crd-deleted";
 
 /// The kernel of the guests: Debian's stable one.

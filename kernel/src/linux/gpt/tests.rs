@@ -174,7 +174,7 @@ impl OnFile {
     }
 
     fn add(&self, unique: u128, start: u64, length: u64) -> Result<u32> {
-        self.editor().add("name", Uuid::from_u128(unique), mib(start, length), &[])
+        self.editor().add("name", Uuid::from_u128(unique), mib(start, length), &BTreeMap::new())
     }
 }
 
@@ -245,9 +245,11 @@ fn foreign_entries_and_taken_space_are_refused() {
         assert_eq!(error.class, crate::Class::Refuse, "{start}+{length}");
     }
     let odd = Extent { start: MIB, length: MIB + 512 };
-    assert!(drive.editor().add("n", Uuid::from_u128(1), odd, &[]).unwrap_err().detail.contains("not aligned"));
+    assert!(
+        drive.editor().add("n", Uuid::from_u128(1), odd, &BTreeMap::new()).unwrap_err().detail.contains("not aligned")
+    );
     // Free in the table, but the kernel has something there.
-    let error = drive.editor().add("n", Uuid::from_u128(1), mib(1, 5), &[mib(3, 1)]).unwrap_err();
+    let error = drive.editor().add("n", Uuid::from_u128(1), mib(1, 5), &[(7, mib(3, 1))].into()).unwrap_err();
     assert!(error.detail.contains("not free"));
     assert_eq!(drive.ends().classify().entries().len(), 1);
 }

@@ -1,0 +1,107 @@
+#!/bin/sh
+# Ends what MeshStor has in use on this machine while it shuts down, as long as the network is there: without this, file
+# systems are unmounted and arrays stopped after it, writes to copies on other nodes wait for ever, and so does the reboot.
+# Written by the node agent, run by meshstor-leave.service when it stops: after kubelet, the container runtime and all pods.
+# Only sh, util-linux, coreutils and sysfs. SYS, PROC and CGROUP are other trees in tests.
+set -u
+SYS=${SYS:-/sys} PROC=${PROC:-/proc} CGROUP=${CGROUP:-/sys/fs/cgroup}
+# Seconds that pods get to end after SIGTERM, and that file systems and arrays get before paths are given up, and after.
+TERM_PATIENCE=${TERM_PATIENCE:-10} PATIENCE=${PATIENCE:-15}
+
+say() { echo "meshstor-leave: $*"; }
+
+# Waits for at most $1 seconds until "$@" succeeds.
+within() {
+    left=$(($1 * 5))
+    shift
+    until "$@"; do
+        [ "$left" -gt 0 ] || return 1
+        left=$((left - 1))
+        sleep 0.2
+    done
+}
+
+# Names of our arrays: md1000 to md1999.
+arrays() {
+    for dir in "$SYS"/block/md1[0-9][0-9][0-9]; do
+        [ -e "$dir/md/array_state" ] || continue
+        case $(cat "$dir/md/array_state") in clear | inactive) ;; *) echo "${dir##*/}" ;; esac
+    done
+}
+no_arrays() { [ -z "$(arrays)" ]; }
+
+# Mount points of our arrays in this mount namespace, the deepest first.
+mounts() {
+    for array in $(arrays); do
+        number=$(cat "$SYS/block/$array/dev")
+        while read -r _ _ device _ point _; do
+            [ "$device" = "$number" ] && printf '%b\n' "$point"
+        done <"$PROC/self/mountinfo"
+    done | sort -r
+}
+
+# Processes of pods. With systemd as cgroup driver there is none left by now, with cgroupfs nobody has asked them to end.
+pods() { cat /dev/null $(find "$CGROUP" -maxdepth 1 -name 'kubepods*' -exec find {} -name cgroup.procs \;) 2>/dev/null; }
+no_pods() { [ -z "$(pods)" ]; }
+
+end_pods() {
+    no_pods && return
+    say "ending $(pods | wc -l) processes of pods"
+    kill -TERM $(pods) 2>/dev/null
+    within "$TERM_PATIENCE" no_pods && return
+    for dir in "$CGROUP"/kubepods*; do [ -d "$dir" ] && echo 1 >"$dir/cgroup.kill"; done
+    within 5 no_pods || say "$(pods | wc -l) processes of pods cannot be ended"
+}
+
+# Everything once, each in the background: a call that waits for a path cannot be ended.
+release() {
+    mounts | while IFS= read -r point; do umount -- "$point" & done 2>/dev/null
+    # kubelet holds a loop device on each raw block volume.
+    for dir in "$SYS"/block/loop*/loop; do
+        case $(cat "$dir/backing_file" 2>/dev/null) in
+        */kubernetes.io/csi/volumeDevices/*) name=${dir%/loop} && losetup -d "/dev/${name##*/}" & ;;
+        esac
+    done 2>/dev/null
+    for array in $(arrays); do
+        [ -n "$(mounts_of "$array")" ] || { echo clear >"$SYS/block/$array/md/array_state"; } 2>/dev/null &
+    done
+    sleep 0.5
+    no_arrays
+}
+mounts_of() { grep -F " $(cat "$SYS/block/$1/dev") " "$PROC/self/mountinfo"; }
+
+# Writes that wait for a path are answered now, by what is left of their array. Nobody is told that they are done: whoever
+# wrote them was ended before. So this is a crash of this node, which every volume survives (docs/protocol.md, rule 7).
+give_up() {
+    for dir in "$SYS"/class/nvme/nvme*; do
+        case $(cat "$dir/subsysnqn" 2>/dev/null) in
+        nqn.2025-12.io.meshstor:*) [ -e "$dir/delete_controller" ] && echo 1 >"$dir/delete_controller" & ;;
+        esac
+    done
+}
+
+# Kills what still has a file of ours open or mapped: nobody outside of pods should.
+end_openers() {
+    mounts | while IFS= read -r point; do
+        ls -l "$PROC"/[0-9]*/fd 2>/dev/null | awk -v point="$point" '
+            /^\/.*:$/ { split($0, part, "/"); pid = part[length(part) - 1] }
+            index($0, " -> " point "/") || $0 ~ " -> " point "$" { print pid }' | sort -u
+        grep -lF " $point/" "$PROC"/[0-9]*/maps 2>/dev/null | awk -F/ '{ print $(NF - 1) }'
+    done | sort -u | while read -r pid; do kill -KILL "$pid" 2>/dev/null; done
+}
+
+main() {
+    # Stopped by hand: nothing of this machine's is to end.
+    [ "$(systemctl is-system-running 2>/dev/null)" = stopping ] || { say "the machine is not shutting down"; return; }
+    end_pods
+    no_arrays && { say "no volume is in use"; return; }
+    say "ending $(arrays | tr '\n' ' ')"
+    within "$PATIENCE" release && { say "done"; return; }
+    end_openers
+    say "still there after $PATIENCE s: $(arrays | tr '\n' ' '); paths to other nodes are given up"
+    give_up
+    within "$PATIENCE" release && { say "done"; return; }
+    say "still there: $(arrays | tr '\n' ' ')"
+}
+
+[ "${1:-}" = test ] || main
