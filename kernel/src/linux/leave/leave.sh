@@ -10,13 +10,14 @@ TERM_PATIENCE=${TERM_PATIENCE:-10} PATIENCE=${PATIENCE:-15}
 
 say() { echo "meshstor-leave: $*"; }
 
+uptime() { read -r seconds _ </proc/uptime && echo "${seconds%.*}"; }
+
 # Waits for at most $1 seconds until "$@" succeeds.
 within() {
-    left=$(($1 * 5))
+    until=$(($(uptime) + $1))
     shift
     until "$@"; do
-        [ "$left" -gt 0 ] || return 1
-        left=$((left - 1))
+        [ "$(uptime)" -lt "$until" ] || return 1
         sleep 0.2
     done
 }
@@ -70,15 +71,21 @@ release() {
 }
 mounts_of() { grep -F " $(cat "$SYS/block/$1/dev") " "$PROC/self/mountinfo"; }
 
-# Writes that wait for a path are answered now, by what is left of their array. Nobody is told that they are done: whoever
-# wrote them was ended before. So this is a crash of this node, which every volume survives (docs/protocol.md, rule 7).
-give_up() {
+# Takes all paths to other nodes down. What no array uses any more goes because others read every block device they find while
+# they shut down (LVM does), and would wait for ever for one whose network is gone.
+#
+# Of an array that is still there, the writes that wait for a path are answered now, by what is left of the array. Nobody is
+# told that they are done: whoever wrote them was ended before. So this is a crash of this node, which every volume survives
+# (docs/protocol.md, rule 7).
+disconnect() {
     for dir in "$SYS"/class/nvme/nvme*; do
         case $(cat "$dir/subsysnqn" 2>/dev/null) in
         nqn.2025-12.io.meshstor:*) [ -e "$dir/delete_controller" ] && echo 1 >"$dir/delete_controller" & ;;
         esac
-    done
+    done 2>/dev/null
 }
+paths() { cat "$SYS"/class/nvme/nvme*/subsysnqn 2>/dev/null | grep -c '^nqn.2025-12.io.meshstor:'; }
+no_paths() { [ "$(paths)" = 0 ]; }
 
 # Kills what still has a file of ours open or mapped: nobody outside of pods should.
 end_openers() {
@@ -94,14 +101,22 @@ main() {
     # Stopped by hand: nothing of this machine's is to end.
     [ "$(systemctl is-system-running 2>/dev/null)" = stopping ] || { say "the machine is not shutting down"; return; }
     end_pods
-    no_arrays && { say "no volume is in use"; return; }
-    say "ending $(arrays | tr '\n' ' ')"
-    within "$PATIENCE" release && { say "done"; return; }
+    if no_arrays; then
+        say "no volume is in use"
+    else
+        say "ending $(arrays | tr '\n' ' ')"
+        within "$PATIENCE" release || end_anyway
+    fi
+    disconnect
+    within "$PATIENCE" no_paths || say "$(paths) paths to other nodes are still there"
+    if no_arrays; then say "done"; fi
+}
+
+end_anyway() {
     end_openers
     say "still there after $PATIENCE s: $(arrays | tr '\n' ' '); paths to other nodes are given up"
-    give_up
-    within "$PATIENCE" release && { say "done"; return; }
-    say "still there: $(arrays | tr '\n' ' ')"
+    disconnect
+    within "$PATIENCE" release || say "still there: $(arrays | tr '\n' ' ')"
 }
 
 [ "${1:-}" = test ] || main
