@@ -29,6 +29,9 @@ use tokio::time::Instant;
 const WRITES_MAX: usize = 8;
 /// How long telemetry that alone changed waits after the last write of its object.
 const TELEMETRY_EVERY: Duration = Duration::from_secs(10);
+/// What fails for less than this is nobody's business: most of it is a race that the next look settles, and each would be two
+/// writes, a warning and an all-clear.
+const FAILING_FOR: Duration = Duration::from_secs(3);
 /// How often the writer looks for what is due.
 const TICK: Duration = Duration::from_millis(500);
 /// How long an object that does not exist is left alone.
@@ -50,6 +53,8 @@ struct Slot {
     written: Option<Put>,
     written_at: Option<Instant>,
     conditions: Option<Vec<Condition>>,
+    /// Since when the board says that something fails.
+    failing_since: Option<Instant>,
     busy: bool,
     failures: u32,
     not_before: Option<Instant>,
@@ -87,6 +92,10 @@ impl StatusWriter {
         let now = Instant::now();
         let busy = self.slots.values().filter(|slot| slot.busy).count();
         self.slots.retain(|object, slot| slot.busy || self.board.wanted.borrow().contains_key(object));
+        for (object, slot) in &mut self.slots {
+            let failing = self.board.wanted.borrow().get(object).is_some_and(Put::failing);
+            slot.failing_since = failing.then(|| slot.failing_since.unwrap_or(now));
+        }
         for job in self.due(now).into_iter().take(WRITES_MAX.saturating_sub(busy)) {
             self.slots.entry(job.object.clone()).or_default().busy = true;
             let (object, put, finish) = (job.object.clone(), job.put.clone(), job.finish.is_some());
@@ -173,6 +182,10 @@ impl Slot {
     fn needs(&self, put: &Put, now: Instant) -> bool {
         let Some(written) = &self.written else { return true };
         if written == put {
+            return false;
+        }
+        let passing = self.failing_since.is_some_and(|since| now.duration_since(since) < FAILING_FOR);
+        if passing && written.fields == put.fields {
             return false;
         }
         let telemetry_alone = written.fields == put.fields && written.conditions == put.conditions;
