@@ -127,6 +127,30 @@ fn paths_are_given_up_only_when_something_hangs_and_only_ours() {
 }
 
 #[test]
+fn what_has_a_volume_in_a_namespace_of_its_own_is_killed_before_paths_are_given_up() {
+    let host = Host::new("stopping");
+    host.put("hangs", "");
+    host.array("md1000", "9:1000", "active\n");
+    host.mounted("9:1000", "/stage");
+    let mut inside = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+    let mut beside = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+    let link = |pid: &str, namespace: &str| {
+        host.put(&format!("proc/{pid}/mountinfo"), "40 20 9:1000 / /data rw - xfs /dev/md rw\n");
+        std::fs::create_dir_all(host.path(&format!("proc/{pid}/ns"))).unwrap();
+        std::os::unix::fs::symlink(namespace, host.path(&format!("proc/{pid}/ns/mnt"))).unwrap();
+    };
+    std::fs::create_dir_all(host.path("proc/self/ns")).unwrap();
+    std::os::unix::fs::symlink("mnt:[1]", host.path("proc/self/ns/mnt")).unwrap();
+    link(&inside.id().to_string(), "mnt:[2]");
+    link(&beside.id().to_string(), "mnt:[1]");
+    host.leave();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&inside.wait().unwrap()), Some(9));
+    assert_eq!(beside.try_wait().unwrap(), None);
+    beside.kill().unwrap();
+    beside.wait().unwrap();
+}
+
+#[test]
 fn processes_of_pods_are_ended() {
     let host = Host::new("stopping");
     let mut pod = Command::new("/bin/sleep").arg("60").spawn().unwrap();

@@ -212,9 +212,10 @@ pub fn remove(root: &Root, evidence: &Unclaimed) -> Result<Changed> {
 /// Makes the kernel drop the partition, which it does only when nobody has it open: nvmet and MD included. From then
 /// on nobody can open it either, so the wipe that follows cannot hit anyone.
 fn forget_kernel_partition(root: &Root, editor: &Editor, place: &Place) -> Result<()> {
-    let mut known = drives::kernel_partitions(root, &place.namespace.name)?;
+    let known = drives::kernel_partitions(root, &place.namespace.name)?;
     let here = |partition: &&KernelPartition| partition.extent.overlaps(&place.entry.extent);
-    let Some(partition) = known.remove(&place.number).filter(|p| p.extent.start == place.entry.extent.start) else {
+    let same = known.get(&place.number).filter(|partition| partition.extent.start == place.entry.extent.start);
+    let Some(partition) = same.cloned() else {
         // Nobody has these bytes open through a partition that the kernel does not have.
         return match known.values().find(here) {
             None => Ok(()),

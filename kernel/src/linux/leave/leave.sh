@@ -41,8 +41,9 @@ mounts() {
     done | sort -r
 }
 
-# Processes of pods. With systemd as cgroup driver there is none left by now, with cgroupfs nobody has asked them to end.
-pods() { cat /dev/null $(find "$CGROUP" -maxdepth 1 -name 'kubepods*' -exec find {} -name cgroup.procs \;) 2>/dev/null; }
+# Processes of pods. With cgroupfs as cgroup driver nobody else asks them to end; a cgroup root of kubelet's own may be above.
+groups() { find "$CGROUP" -maxdepth 4 -type d -name 'kubepods*' -prune; }
+pods() { cat /dev/null $(groups | while read -r dir; do find "$dir" -name cgroup.procs; done) 2>/dev/null; }
 no_pods() { [ -z "$(pods)" ]; }
 
 end_pods() {
@@ -50,7 +51,7 @@ end_pods() {
     say "ending $(pods | wc -l) processes of pods"
     kill -TERM $(pods) 2>/dev/null
     within "$TERM_PATIENCE" no_pods && return
-    for dir in "$CGROUP"/kubepods*; do [ -d "$dir" ] && echo 1 >"$dir/cgroup.kill"; done
+    groups | while read -r dir; do echo 1 >"$dir/cgroup.kill"; done
     within 5 no_pods || say "$(pods | wc -l) processes of pods cannot be ended"
 }
 
@@ -87,15 +88,23 @@ disconnect() {
 paths() { cat "$SYS"/class/nvme/nvme*/subsysnqn 2>/dev/null | grep -c '^nqn.2025-12.io.meshstor:'; }
 no_paths() { [ "$(paths)" = 0 ]; }
 
-# Kills what still has a file of ours open or mapped: nobody outside of pods should.
+# Kills what could still be told that a write is done: whatever has a file of ours open or mapped, and whatever has one of our
+# file systems in a mount namespace of its own, as containers do. Nobody should by now.
 end_openers() {
     mounts | while IFS= read -r point; do
         ls -l "$PROC"/[0-9]*/fd 2>/dev/null | awk -v point="$point" '
             /^\/.*:$/ { split($0, part, "/"); pid = part[length(part) - 1] }
             index($0, " -> " point "/") || $0 ~ " -> " point "$" { print pid }' | sort -u
         grep -lF " $point/" "$PROC"/[0-9]*/maps 2>/dev/null | awk -F/ '{ print $(NF - 1) }'
-    done | sort -u | while read -r pid; do kill -KILL "$pid" 2>/dev/null; done
+    done | kill_all
+    own=$(readlink "$PROC/self/ns/mnt")
+    for array in $(arrays); do
+        grep -lF " $(cat "$SYS/block/$array/dev") " "$PROC"/[0-9]*/mountinfo 2>/dev/null
+    done | while IFS= read -r file; do
+        [ "$(readlink "${file%/mountinfo}/ns/mnt")" = "$own" ] || echo "$file" | awk -F/ '{ print $(NF - 1) }'
+    done | kill_all
 }
+kill_all() { sort -u | while read -r pid; do kill -KILL "$pid" 2>/dev/null; done; }
 
 main() {
     # Stopped by hand: nothing of this machine's is to end.
