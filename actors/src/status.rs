@@ -29,8 +29,7 @@ use tokio::time::Instant;
 const WRITES_MAX: usize = 8;
 /// How long telemetry that alone changed waits after the last write of its object.
 const TELEMETRY_EVERY: Duration = Duration::from_secs(10);
-/// What fails for less than this is nobody's business: most of it is a race that the next look settles, and each would be two
-/// writes, a warning and an all-clear.
+/// What fails for less is a race that the next look settles: not worth two writes, a warning and an all-clear.
 const FAILING_FOR: Duration = Duration::from_secs(3);
 /// How often the writer looks for what is due.
 const TICK: Duration = Duration::from_millis(500);
@@ -53,7 +52,6 @@ struct Slot {
     written: Option<Put>,
     written_at: Option<Instant>,
     conditions: Option<Vec<Condition>>,
-    /// Since when the board says that something fails.
     failing_since: Option<Instant>,
     busy: bool,
     failures: u32,
@@ -91,11 +89,11 @@ impl StatusWriter {
         }
         let now = Instant::now();
         let busy = self.slots.values().filter(|slot| slot.busy).count();
-        self.slots.retain(|object, slot| slot.busy || self.board.wanted.borrow().contains_key(object));
-        for (object, slot) in &mut self.slots {
-            let failing = self.board.wanted.borrow().get(object).is_some_and(Put::failing);
-            slot.failing_since = failing.then(|| slot.failing_since.unwrap_or(now));
-        }
+        self.slots.retain(|object, slot| {
+            let put = self.board.wanted.borrow().get(object).map(Put::failing);
+            slot.failing_since = (put == Some(true)).then(|| slot.failing_since.unwrap_or(now));
+            slot.busy || put.is_some()
+        });
         for job in self.due(now).into_iter().take(WRITES_MAX.saturating_sub(busy)) {
             self.slots.entry(job.object.clone()).or_default().busy = true;
             let (object, put, finish) = (job.object.clone(), job.put.clone(), job.finish.is_some());
@@ -108,8 +106,7 @@ impl StatusWriter {
     }
 
     fn due(&self, now: Instant) -> Vec<Job> {
-        let wanted = self.board.wanted.borrow();
-        let finished = self.board.finished.borrow();
+        let (wanted, finished) = (self.board.wanted.borrow(), self.board.finished.borrow());
         let fresh = Slot::default();
         let mut jobs = Vec::new();
         for (object, put) in wanted.iter() {
@@ -184,8 +181,7 @@ impl Slot {
         if written == put {
             return false;
         }
-        let passing = self.failing_since.is_some_and(|since| now.duration_since(since) < FAILING_FOR);
-        if passing && written.fields == put.fields {
+        if self.failing_since.is_some_and(|since| now < since + FAILING_FOR) && written.fields == put.fields {
             return false;
         }
         let telemetry_alone = written.fields == put.fields && written.conditions == put.conditions;
