@@ -29,8 +29,6 @@ use tokio::time::Instant;
 const WRITES_MAX: usize = 8;
 /// How long telemetry that alone changed waits after the last write of its object.
 const TELEMETRY_EVERY: Duration = Duration::from_secs(10);
-/// What fails for less is a race that the next look settles: not worth two writes, a warning and an all-clear.
-const FAILING_FOR: Duration = Duration::from_secs(3);
 /// How often the writer looks for what is due.
 const TICK: Duration = Duration::from_millis(500);
 /// How long an object that does not exist is left alone.
@@ -52,7 +50,6 @@ struct Slot {
     written: Option<Put>,
     written_at: Option<Instant>,
     conditions: Option<Vec<Condition>>,
-    failing_since: Option<Instant>,
     busy: bool,
     failures: u32,
     not_before: Option<Instant>,
@@ -89,11 +86,7 @@ impl StatusWriter {
         }
         let now = Instant::now();
         let busy = self.slots.values().filter(|slot| slot.busy).count();
-        self.slots.retain(|object, slot| {
-            let put = self.board.wanted.borrow().get(object).map(Put::failing);
-            slot.failing_since = (put == Some(true)).then(|| slot.failing_since.unwrap_or(now));
-            slot.busy || put.is_some()
-        });
+        self.slots.retain(|object, slot| slot.busy || self.board.wanted.borrow().contains_key(object));
         for job in self.due(now).into_iter().take(WRITES_MAX.saturating_sub(busy)) {
             self.slots.entry(job.object.clone()).or_default().busy = true;
             let (object, put, finish) = (job.object.clone(), job.put.clone(), job.finish.is_some());
@@ -106,7 +99,8 @@ impl StatusWriter {
     }
 
     fn due(&self, now: Instant) -> Vec<Job> {
-        let (wanted, finished) = (self.board.wanted.borrow(), self.board.finished.borrow());
+        let wanted = self.board.wanted.borrow();
+        let finished = self.board.finished.borrow();
         let fresh = Slot::default();
         let mut jobs = Vec::new();
         for (object, put) in wanted.iter() {
@@ -179,9 +173,6 @@ impl Slot {
     fn needs(&self, put: &Put, now: Instant) -> bool {
         let Some(written) = &self.written else { return true };
         if written == put {
-            return false;
-        }
-        if self.failing_since.is_some_and(|since| now < since + FAILING_FOR) && written.fields == put.fields {
             return false;
         }
         let telemetry_alone = written.fields == put.fields && written.conditions == put.conditions;

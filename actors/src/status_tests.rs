@@ -114,34 +114,6 @@ fn telemetry_alone_is_written_six_times_a_minute() {
 }
 
 #[test]
-fn what_fails_for_a_moment_is_not_written_and_what_stays_is() {
-    paused(async {
-        let rig = Rig::new();
-        let failing = || Said { reason: "Failing".into(), ..ready(false) };
-        let put = |said: Said| rig.put(Put { conditions: vec![said], ..kernel("6.12") });
-        put(ready(true));
-        pass(5.0).await;
-        let before = rig.patches();
-        for _ in 0..10 {
-            put(failing());
-            pass(2.0).await;
-            put(ready(true));
-            pass(1.0).await;
-        }
-        assert_eq!(rig.patches(), before);
-        put(failing());
-        pass(5.0).await;
-        assert_eq!(rig.node()["status"]["conditions"][0]["reason"], "Failing");
-        // Fields do not wait for it.
-        put(ready(true));
-        pass(1.0).await;
-        rig.put(Put { conditions: vec![failing()], ..kernel("6.18") });
-        pass(1.0).await;
-        assert_eq!(rig.node()["status"]["kernel"], "6.18");
-    });
-}
-
-#[test]
 fn transition_times_follow_the_status_alone_and_old_conditions_go() {
     paused(async {
         let rig = Rig::new();

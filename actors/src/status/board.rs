@@ -63,13 +63,6 @@ pub struct Put {
     pub uid: Option<String>,
 }
 
-impl Put {
-    /// Whether something is tried again and again.
-    pub(super) fn failing(&self) -> bool {
-        self.conditions.iter().any(|said| said.reason == "Failing")
-    }
-}
-
 /// A condition without its time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
