@@ -122,11 +122,7 @@ async fn audience(client: &Client, message: &Message) -> Vec<ObjectReference> {
     let handle = message.volume.name.as_deref().unwrap_or_default();
     if let Some(wanted) = persistent_volume.as_ref().filter(|name| names::is_node_name(name)) {
         let found = asked(Api::<PersistentVolume>::all(client.clone()).get_opt(wanted)).await.flatten();
-        let ours = |volume: &PersistentVolume| {
-            let source = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
-            source.is_some_and(|source| source.driver == meshstor_api::DRIVER && source.volume_handle == handle)
-        };
-        if let Some(volume) = found.filter(ours) {
+        if let Some(volume) = found.filter(|volume| leads_to(volume, handle)) {
             // A volume that was kept and bound anew belongs to another claim by now.
             claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.clone());
             audience.push(volume.object_ref(&()));
@@ -135,11 +131,7 @@ async fn audience(client: &Client, message: &Message) -> Vec<ObjectReference> {
     if claim.is_none() && names::is_node_name(namespace) && names::is_node_name(name) {
         let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
         let found = asked(api.get_opt(name)).await.flatten();
-        // One of the same name that was made since has a volume of its own.
-        let bound = |claim: &PersistentVolumeClaim| claim.spec.as_ref().and_then(|spec| spec.volume_name.clone());
-        let ours =
-            |found: &PersistentVolumeClaim| bound(found).is_none_or(|name| Some(&name) == persistent_volume.as_ref());
-        claim = found.filter(ours).map(|found| found.object_ref(&()));
+        claim = found.filter(|found| made_for(found, &message.claim)).map(|found| found.object_ref(&()));
     }
     if let Some(claim) = claim {
         let pods = pods(client, &claim, message.consumer.as_deref()).await;
@@ -147,6 +139,18 @@ async fn audience(client: &Client, message: &Message) -> Vec<ObjectReference> {
         audience.extend(pods);
     }
     audience
+}
+
+/// Whether a PersistentVolume is the volume of this name.
+pub(crate) fn leads_to(volume: &PersistentVolume, handle: &str) -> bool {
+    let source = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
+    source.is_some_and(|source| source.driver == meshstor_api::DRIVER && source.volume_handle == handle)
+}
+
+/// Whether a claim is the one that a volume was made for: one of the same name that was made since has a volume of its own.
+pub(crate) fn made_for(found: &PersistentVolumeClaim, claim: &Claim) -> bool {
+    let bound = found.spec.as_ref().and_then(|spec| spec.volume_name.as_ref());
+    bound.is_none_or(|name| Some(name) == claim.persistent_volume.as_ref())
 }
 
 /// The pods that use a claim where its volume is.

@@ -148,6 +148,12 @@ impl Context {
         self.teller.tell::<MeshStorVolume>(name, volume.metadata.uid.clone(), &told).await;
     }
 
+    /// How long ago something was, by the wall clock; a clock that went back makes it younger.
+    pub(crate) fn since(&self, then: Timestamp) -> Duration {
+        let seconds = (self.config.now)().as_second().saturating_sub(then.as_second());
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    }
+
     /// Now, as objects carry it.
     pub(crate) fn timestamp(&self) -> String {
         let now = (self.config.now)();

@@ -10,12 +10,13 @@ use crate::Context;
 use crate::decide::{self, Recorded};
 use crate::delete;
 use crate::error::ControlError;
+use crate::herald;
 use crate::names;
 use crate::writer::Endpoint;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, ListParams};
 use meshstor_api::volume::{Claim, MeshStorVolume};
-use meshstor_api::{DRIVER, MeshStorReplica, condition, patch};
+use meshstor_api::{MeshStorReplica, condition, patch};
 use meshstor_plan::Reason;
 use meshstor_plan::record::VolumeRecord;
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub(crate) async fn step(
     if volume.spec.attachment.consumer.is_some() || volume.metadata.deletion_timestamp.is_some() {
         return Ok(Found::Known);
     }
-    let age = age(context, volume);
+    let age = volume.metadata.creation_timestamp.as_ref().map_or(Duration::ZERO, |created| context.since(created.0));
     if age < PATIENCE {
         return Ok(Found::Young(PATIENCE - age));
     }
@@ -71,46 +72,28 @@ fn empty(record: &VolumeRecord, replicas: &[MeshStorReplica]) -> bool {
     decide::recorded(record) == Recorded::NotYet && replicas.iter().all(|replica| replica.status.is_some())
 }
 
-/// By the wall clock; a clock that went back makes it younger.
-fn age(context: &Context, volume: &MeshStorVolume) -> Duration {
-    let Some(created) = &volume.metadata.creation_timestamp else { return Duration::ZERO };
-    let seconds = (context.config.now)().as_second().saturating_sub(created.0.as_second());
-    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-}
-
 /// Whether a PersistentVolume leads to it: the one it was made for, or one that an operator has made.
 async fn persistent_volume(context: &Context, handle: &str, claim: &Claim) -> Result<bool, ControlError> {
     let api: Api<PersistentVolume> = Api::all(context.writer.client());
-    let leads = |volume: &PersistentVolume| {
-        let source = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
-        source.is_some_and(|source| source.driver == DRIVER && source.volume_handle == handle)
-    };
     if let Some(name) = claim.persistent_volume.as_ref().filter(|name| names::is_node_name(name)) {
         let found = context.writer.ask("the volume's PersistentVolume", api.get_opt(name)).await?;
-        if found.as_ref().is_some_and(leads) {
+        if found.is_some_and(|found| herald::leads_to(&found, handle)) {
             return Ok(true);
         }
     }
     let all = context.writer.ask("list of PersistentVolumes", api.list(&ListParams::default())).await?;
-    Ok(all.items.iter().any(leads))
+    Ok(all.items.iter().any(|one| herald::leads_to(one, handle)))
 }
 
-/// Whether the claim is there: one of that name that was made since is another one, whose volume has another name.
+/// Whether the claim that it was made for is there.
 async fn claim_exists(context: &Context, claim: &Claim) -> Result<bool, ControlError> {
-    let Claim { namespace, name, persistent_volume } = claim;
+    let Claim { namespace, name, .. } = claim;
     if !names::is_node_name(namespace) || !names::is_node_name(name) {
         return Ok(true);
     }
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.writer.client(), namespace);
     let found = context.writer.ask("the volume's claim", api.get_opt(name)).await?;
-    // The provisioner names what it makes "PREFIX-" and the claim's uid.
-    let other = |uid: &str| persistent_volume.as_ref().is_some_and(|made| names_a_uid(made) && !made.ends_with(uid));
-    Ok(found.is_some_and(|found| !found.metadata.uid.as_deref().is_some_and(other)))
-}
-
-fn names_a_uid(name: &str) -> bool {
-    // 36 characters: 8-4-4-4-12.
-    name.len().checked_sub(36).and_then(|at| name.get(at..)).is_some_and(|end| end.parse::<uuid::Uuid>().is_ok())
+    Ok(found.is_some_and(|found| herald::made_for(&found, claim)))
 }
 
 /// The condition, once there is something to say.

@@ -140,8 +140,5 @@ async fn report(
 /// How long the consumer has been one; for ever when that is not told.
 fn attached_for(context: &Context, volume: &MeshStorVolume) -> Duration {
     let since: Option<Timestamp> = volume.spec.attachment.since.as_ref().and_then(|since| since.parse().ok());
-    since.map_or(Duration::MAX, |since| {
-        let seconds = (context.config.now)().as_second().saturating_sub(since.as_second());
-        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-    })
+    since.map_or(Duration::MAX, |since| context.since(since))
 }

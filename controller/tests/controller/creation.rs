@@ -357,16 +357,18 @@ async fn sectors(world: &World, node: &str, bytes: u32) {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_wish_all_drives_of_a_volume_have_one_sector_size_and_4096_comes_first() {
-    let world = World::new(&[("a", 50), ("b", 40), ("c", 30)]).await;
-    sectors(&world, "b", 512).await;
-    sectors(&world, "c", 512).await;
+    let world = World::new(&[("a", 50), ("b", 40), ("c", 70), ("d", 60)]).await;
+    for node in ["b", "c", "d"] {
+        sectors(&world, node, 512).await;
+    }
     let service = world.controller("c1");
     create(&service, "pvc-1", 1).await.unwrap();
     let nodes = |volume: &str| world.copies(volume).into_values().collect::<Vec<_>>();
     assert_eq!(
         (nodes("pvc-1"), &world.volume("pvc-1").unwrap()["spec"]["sectorSize"]),
-        (vec!["b".into(), "c".into()], &json!(512))
+        (vec!["c".into(), "d".into()], &json!(512))
     );
+    // There is more room on the others.
     sectors(&world, "b", 4096).await;
     create(&service, "pvc-2", 1).await.unwrap();
     assert_eq!(

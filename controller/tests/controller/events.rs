@@ -16,7 +16,7 @@ use std::time::Duration;
 const VOLUME: &str = "pvc-1";
 
 /// What external-provisioner says with `--extra-create-metadata`.
-fn request() -> meshstor_csi::proto::CreateVolumeRequest {
+pub fn request() -> meshstor_csi::proto::CreateVolumeRequest {
     let mut request = create_request(VOLUME, 1);
     request.parameters = parameters(&[
         ("csi.storage.k8s.io/pvc/name", "db"),

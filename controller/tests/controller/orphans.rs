@@ -1,28 +1,18 @@
 //! Volumes whose claim is gone: what was never finished goes, what may hold data stays and says so.
 
+use crate::events::request;
 use crate::world::*;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, PostParams};
 use meshstor_api::{MeshStorReplica, MeshStorVolume};
-use meshstor_csi::proto::CreateVolumeRequest;
 use serde_json::json;
 use std::time::Duration;
 
-/// What external-provisioner says with `--extra-create-metadata`.
-fn request() -> CreateVolumeRequest {
-    let mut request = create_request("pvc-1", 1);
-    request.parameters = parameters(&[
-        ("csi.storage.k8s.io/pvc/name", "db"),
-        ("csi.storage.k8s.io/pvc/namespace", "prod"),
-        ("csi.storage.k8s.io/pv/name", "pvc-1"),
-    ]);
-    request
-}
-
-async fn claim(world: &World) {
-    let claim = serde_json::from_value(json!({"metadata": {"name": "db", "namespace": "prod"}})).unwrap();
+/// A claim under the name of the one that the volume was made for; bound to a PersistentVolume or not yet.
+async fn claim(world: &World, bound: Option<&str>) {
+    let claim = json!({"metadata": {"name": "db", "namespace": "prod"}, "spec": {"volumeName": bound}});
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), "prod");
-    claims.create(&PostParams::default(), &claim).await.unwrap();
+    claims.create(&PostParams::default(), &serde_json::from_value(claim).unwrap()).await.unwrap();
 }
 
 async fn persistent_volume(world: &World, name: &str) {
@@ -88,10 +78,19 @@ async fn what_was_never_finished_goes_once_its_claim_is_gone() {
 async fn a_claim_keeps_what_is_being_made_for_it() {
     let world = two_nodes().await;
     unfinished(&world).await;
-    claim(&world).await;
+    claim(&world, None).await;
     minutes(30).await;
     assert!(world.volume("pvc-1").is_some());
     assert_eq!(world.condition("pvc-1", "Claimed"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_claim_of_that_name_keeps_nothing() {
+    let world = two_nodes().await;
+    unfinished(&world).await;
+    claim(&world, Some("pvc-2")).await;
+    minutes(12).await;
+    assert!(world.volume("pvc-1").is_none(), "{:?}", world.volume("pvc-1"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,8 +7,8 @@
 
 use super::cmd::{Tools, args};
 use super::root::Root;
+use super::udev;
 use crate::error::{KernelError, Result};
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -45,16 +45,8 @@ pub async fn install(root: &Root, tools: &Tools) -> Result<Installed> {
     Ok(Installed::Yes)
 }
 
-/// Whole or not at all: the machine may shut down at any moment.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let error = |e: &std::io::Error| KernelError::io("write", path.display().to_string(), e);
-    let part = path.with_extension("part");
-    let put = || -> std::io::Result<()> {
-        std::fs::create_dir_all(path.parent().unwrap_or(path))?;
-        std::fs::File::create(&part)?.write_all(text.as_bytes())?;
-        std::fs::rename(&part, path)
-    };
-    put().map_err(|e| error(&e))
+    udev::durably(path, text.as_bytes()).map_err(|e| KernelError::io("write", path.display().to_string(), &e))
 }
 
 #[cfg(test)]

@@ -191,10 +191,10 @@ fn write_rule(path: &Path) -> Result<Changed> {
 
 /// On the disk before it returns, whole or not at all: a power cut in the first half minute of a node's life left, it seems, an empty
 /// rule behind, and the stock rules took our members at the next boot (seen on 6.18).
-fn durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let dir = path.parent().ok_or_else(|| std::io::Error::other("a rule without a folder"))?;
+pub(super) fn durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().ok_or_else(|| std::io::Error::other("a file without a folder"))?;
     std::fs::create_dir_all(dir)?;
-    // udevd reads names that end in .rules alone.
+    // udevd reads names that end in .rules alone, systemd those that end in a kind of unit.
     let part = path.with_extension("part");
     let mut file = std::fs::File::create(&part)?;
     file.write_all(bytes)?;

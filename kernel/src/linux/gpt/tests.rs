@@ -252,6 +252,9 @@ fn foreign_entries_and_taken_space_are_refused() {
     let error = drive.editor().add("n", Uuid::from_u128(1), mib(1, 5), &[(7, mib(3, 1))].into()).unwrap_err();
     assert!(error.detail.contains("not free"));
     assert_eq!(drive.ends().classify().entries().len(), 1);
+    // A number that the kernel still has for something else is not given out: the new entry could not be announced.
+    let added = drive.editor().add("n", Uuid::from_u128(1), mib(1, 5), &[(1, mib(30, 1))].into());
+    assert_eq!(added, Ok(3));
 }
 
 #[test]

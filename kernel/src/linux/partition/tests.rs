@@ -321,6 +321,26 @@ fn removing_wipes_the_bytes_and_frees_the_entry() {
     assert_eq!(remove(&made.node.root, &unclaimed()), Ok(Changed::No));
 }
 
+/// As a lost edit leaves it: the kernel has another partition under the entry's number.
+#[test]
+fn what_the_kernel_has_under_the_same_number_is_in_the_way_only_where_it_overlaps() {
+    let made = made();
+    write(&made.disk, EXTENT.start, &[7; 512]);
+    for (start, length) in [(EXTENT.start + MIB, MIB), (EXTENT.end() - MIB, 2 * MIB), (EXTENT.start - MIB, 2 * MIB)] {
+        made.node.partition("nvme0n1", 1, Extent { start, length });
+        let error = remove(&made.node.root, &unclaimed()).unwrap_err();
+        assert!(error.class == crate::Class::Wait && error.detail.contains("has nvme0n1p1 there"), "{error}");
+        assert_eq!(read(&made.disk, EXTENT.start, 512), [7; 512]);
+    }
+    made.node.partition("nvme0n1", 1, Extent { start: EXTENT.end(), length: MIB });
+    write(&made.disk, EXTENT.end(), &[2; 512]);
+    assert_eq!(remove(&made.node.root, &unclaimed()), Ok(Changed::Yes));
+    assert_eq!(
+        (read(&made.disk, EXTENT.start, 512), read(&made.disk, EXTENT.end(), 512)),
+        (vec![0; 512], vec![2; 512])
+    );
+}
+
 #[test]
 fn removing_a_replica_whose_record_names_another_is_refused() {
     let made = made();
