@@ -176,6 +176,7 @@ impl Suite {
             }
             "activate" => Op::ActivateArray { volume },
             "release" => Op::ReleaseSync { volume },
+            "hold" => Op::HoldSync { volume, held: word(1)? == "on" },
             "merge" => {
                 let chunks = words[1..].iter().map(|text| number(text)).collect::<Result<_, _>>()?;
                 Op::MergeBitmap { volume, chunks }
@@ -237,6 +238,7 @@ impl Suite {
             "volumes" => self.kernel.volumes().await.map(|fact| format!("{fact:?}")).map_err(told),
             "exports" => self.kernel.exports(replica(word(1)?)?).await.map(|f| format!("{f:?}")).map_err(told),
             "partition" => self.kernel.partition(replica(word(1)?)?).await.map(|f| format!("{f:?}")).map_err(told),
+            "uuid" => Ok(VOLUME.md_uuid().to_string()),
             "conn" => self.kernel.connection(key(&words[1..])?).await.map(|f| format!("{f:?}")).map_err(told),
             "conns" => self.kernel.connections(VOLUME).await.map(|f| format!("{f:?}")).map_err(told),
             "array" => self.kernel.array(VOLUME).await.map(|f| format!("{f:?}")).map_err(told),

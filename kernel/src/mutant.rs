@@ -59,6 +59,10 @@ pub enum Mutant {
     RetiredIsWiped,
     /// A recovery may end while nobody is there to record it (rule 3).
     EndsAlone,
+    /// Writes go on between the end of a recovery and its record (rule 3).
+    EndsUnfrozen,
+    /// A recovery by bitmap leaps over the point where it is held (rule 3, F24).
+    HoldLeapt,
     /// The number of a copy whose object was lost is given to a new one.
     NumberUsedAgain,
     /// An array takes a partition that is exported. It sits in the simulated kernel, as the rule does in the real binding.
@@ -69,7 +73,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them, in the order of the list above.
-    pub const ALL: [Mutant; 28] = [
+    pub const ALL: [Mutant; 30] = [
         Mutant::DropBeforeRecord,
         Mutant::TrustStaleCopy,
         Mutant::ReAddWithoutMerge,
@@ -95,6 +99,8 @@ impl Mutant {
         Mutant::HintsOnly,
         Mutant::RetiredIsWiped,
         Mutant::EndsAlone,
+        Mutant::EndsUnfrozen,
+        Mutant::HoldLeapt,
         Mutant::NumberUsedAgain,
         Mutant::TakesExported,
         Mutant::MadeUnread,

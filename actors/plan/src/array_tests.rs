@@ -212,7 +212,10 @@ impl At {
     }
 }
 
-/// The remote copy was taken out under generation 0 and is offered anew under generation 1.
+/// Last chunk of the array: 1 GiB in chunks of 64 MiB.
+pub(super) const LAST: u64 = 15;
+
+/// The remote copy was taken out under generation 0 and is offered anew under generation 1. All that it lacks is merged.
 pub(super) fn returning() -> At {
     let mut at = At::healthy();
     at.record().in_sync = Some(ids(&[0]));
@@ -224,6 +227,7 @@ pub(super) fn returning() -> At {
     at.0.candidates.insert(life(1, 1), remote);
     let wire = at.0.connections.remove(&life(1, 0)).unwrap();
     at.0.connections.insert(life(1, 1), wire);
+    at.0.merged = [LAST].into();
     at
 }
 

@@ -11,12 +11,13 @@ use crate::story::*;
 use crate::{checks, copies};
 use anyhow::{Context, Result, bail, ensure};
 use meshstor_lab::Guest;
+use std::process::Command;
 use std::time::Duration;
 
 /// The scenarios of this file.
 pub const ALL: &[(&str, Scenario)] = &[
     ("api-cut: a deposed consumer writes on, cut off from the API server alone", api_cut),
-    ("engines: O_DIRECT and io_uring writers of a deposed consumer", engines),
+    ("engines: O_DIRECT, io_uring and AIO writers of a deposed consumer", engines),
     ("storage-cut: a deposed consumer is cut off from the storage network alone", storage_cut),
     ("last-copy-dead: takeover waits for the dead node's copy, and says so", last_copy_dead),
     ("cable-flap: two seconds without a cable, one remote copy", cable_flap),
@@ -83,25 +84,37 @@ fn api_cut(cluster: &mut Cluster) -> Result<String> {
     Ok(format!("{line}; {end}"))
 }
 
-/// Programs that write past the page cache, and by io_uring: none of them may be told of a success that the new consumer
-/// does not have (F7, X4).
+/// Programs that write past the page cache, by io_uring and by AIO: none of them may be told of a success that the new
+/// consumer does not have (F7, X4).
 fn engines(cluster: &mut Cluster) -> Result<String> {
     let (mut volume, _) = bring_up(cluster, &two_copies("engines"), "node-a")?;
     let old = writing(cluster, &volume)?;
+    let guest = cluster.guest("node-a")?;
     let mut others = Vec::new();
-    for how in ["direct", "uring"] {
+    for how in ["direct", "uring", "aio"] {
         let path = format!("{}-{how}", file(&volume));
-        let arguments = format!("write --file {path} --blocks 512 --how {how}");
-        let running = Running::start(cluster.helper("node-a", &arguments)?)?;
+        let command = match how {
+            "aio" => aio_writer(&guest, &path)?,
+            how => cluster.helper("node-a", &format!("write --file {path} --blocks 512 --how {how}"))?,
+        };
+        let running = Running::start(command)?;
         running.wait_for(50, Duration::from_secs(60)).with_context(|| format!("the writer {how}"))?;
         others.push((path, running));
     }
-    let guest = cluster.guest("node-a")?;
     guest.api_cable(false)?;
     ensure!(!carrier(&guest, "api0")?, "the API cable is not cut");
     let line = deposed(cluster, &mut volume, old, others, |_| guest.api_cable(true))?;
     let end = finish(cluster, &volume, 2)?;
     Ok(format!("{line}; {end}"))
+}
+
+/// A writer by the older kernel AIO, which no library of ours speaks: each block goes where its number says, again and
+/// again.
+fn aio_writer(guest: &Guest, path: &str) -> Result<Command> {
+    let out = guest.ssh_with_input("cat >/tmp/aio.pl", include_str!("files/aio.pl").as_bytes())?;
+    ensure!(out.ok(), "{}", out.stderr);
+    guest.ssh_checked("/host/meshstor-demo write --file /tmp/aio.blocks --blocks 4096 --count 4095 >/dev/null")?;
+    guest.ssh_command(&format!("perl /tmp/aio.pl /tmp/aio.blocks {path}"))
 }
 
 fn storage_cut(cluster: &mut Cluster) -> Result<String> {

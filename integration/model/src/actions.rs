@@ -45,6 +45,7 @@ pub enum Action {
     ReAdd { c: usize, r: usize },
     Prove { c: usize, r: usize },
     Grow { c: usize, r: usize },
+    Thaw { c: usize },
     Shutdown { c: usize },
     Abandon { c: usize },
     Stop { c: usize },
@@ -92,6 +93,7 @@ impl fmt::Display for Action {
             ReAdd { c, r } => write!(f, "{}      re-adds r{r}", by(c)),
             Prove { c, r } => write!(f, "{}      reads r{r}'s superblock: active", by(c)),
             Grow { c, r } => write!(f, "record {} takes r{r} in", by(c)),
+            Thaw { c } => write!(f, "{}      lets writes go on: what its array lost or gained is recorded", by(c)),
             Shutdown { c } => {
                 write!(f, "{}      sees the higher epoch: kills openers, shuts the file system down", by(c))
             }
@@ -113,7 +115,7 @@ pub fn all(bounds: &Bounds, broken: Option<Variant>, list: &mut Vec<Action>) {
     for c in 0..CONSUMERS {
         list.extend([Publish { c }, Issue { c }, LandLocal { c }, Acknowledge { c }, Resync { c }]);
         list.extend([Assemble { c }, Activate { c }, Open { c }, Shutdown { c }, Abandon { c }, Stop { c }]);
-        list.push(Unstage { c });
+        list.extend([Unstage { c }, Thaw { c }]);
         for r in 0..bounds.replicas {
             list.extend([Fail { c, r }, RecordLoss { c, r }, ReAdd { c, r }, Copied { c, r }, Prove { c, r }]);
             list.extend([Grow { c, r }, Delete { c, r }]);

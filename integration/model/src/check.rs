@@ -71,7 +71,7 @@ pub const FULL: &[Scope] = &[
 pub fn bounds_of(variant: Variant) -> Bounds {
     use Variant::*;
     match variant {
-        NoFreeze | LimitFailureInFlight | LimitProofGrowsOld | LastRecordedUnfrozen => {
+        NoFreeze | LimitFailureInFlight | GrowUnfrozen | LastRecordedUnfrozen => {
             Bounds { faults: faults(1, 1, 1, 0), ..LEAST }
         }
         AbsentIsAll => Bounds { faults: faults(1, 1, 0, 1), ..LEAST },

@@ -43,8 +43,8 @@ pub enum Variant {
     LimitFailureInFlight,
     /// Limit: what is read before the first resync after a takeover has finished counts at once.
     LimitReadBeforeResync,
-    /// Limit: a member may be failed by the kernel between its proof and the patch that takes it in.
-    LimitProofGrowsOld,
+    /// Rule 3: writes are not frozen between the end of a recovery and the patch that takes the member in.
+    GrowUnfrozen,
     /// Limit: an array assembled again in the same epoch is opened without a new activation.
     RestageNotActivated,
     /// Limit: no freeze when the kernel fails the last recorded member while a departed one is still in the array.
@@ -82,6 +82,7 @@ pub const VARIANTS: &[Named] = &[
     broken(Variant::LastMemberDropped, "last-member-dropped", "rule 2, P8: dropped although no other member answers"),
     broken(Variant::NoFreeze, "no-freeze", "rule 2, F8: the kernel fails a member and writes go on"),
     broken(Variant::GrowBeforeProof, "grow-before-proof", "rule 3: in the set while it is still copied to"),
+    broken(Variant::GrowUnfrozen, "grow-unfrozen", "rule 3: writes go on between the end of a recovery and its record"),
     broken(Variant::FenceSkipped, "fence-skipped", "rule 4: exported anew while the old export still answers"),
     broken(Variant::DrainSkipped, "drain-skipped", "rule 4: fence reported with commands in flight"),
     broken(Variant::RefusedByFence, "refused-by-fence", "rule 4, F2: the fence refuses the old consumer"),
@@ -95,7 +96,6 @@ pub const VARIANTS: &[Named] = &[
     broken(Variant::AbsentIsAll, "absent-is-all", "rule 9: an absent set is read as all"),
     limit(Variant::LimitFailureInFlight, "limit-failure-in-flight", "the write in flight at a kernel failure counts"),
     limit(Variant::LimitReadBeforeResync, "limit-read-before-resync", "reads before the first resync ends count"),
-    limit(Variant::LimitProofGrowsOld, "limit-proof-grows-old", "a member fails between proof and record"),
     broken(
         Variant::RestageNotActivated,
         "restage-not-activated",

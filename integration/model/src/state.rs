@@ -210,6 +210,10 @@ impl Array {
     pub fn held(&self) -> Set {
         self.members().or(self.faulty)
     }
+    /// What MD counts and a record does not, and is not on its way out.
+    pub fn unrecorded(&self, set: Set) -> Set {
+        self.active.minus(set).minus(self.deleting)
+    }
 }
 
 /// A node as consumer.

@@ -43,7 +43,7 @@ pub struct Scene {
     play: Play,
 }
 
-const SCENES: [Scene; 9] = [
+const SCENES: [Scene; 12] = [
     scene(Mutant::DropCalledOff, FAST, &[], |stage| Box::pin(plays::a_drop_lands_late(stage))),
     scene(Mutant::WriteMostlyDuringResync, SLOW, &[], |stage| Box::pin(plays::reads_while_copies_differ(stage))),
     scene(Mutant::FloorIgnored, FAST, &[], |stage| Box::pin(plays::the_record_goes_back(stage))),
@@ -52,8 +52,13 @@ const SCENES: [Scene; 9] = [
     scene(Mutant::BlindRetry, 16 * SLOW, &[], |stage| Box::pin(plays::a_change_comes_too_late(stage))),
     scene(Mutant::AbsentIsAll, FAST, &[], |stage| Box::pin(plays::the_set_is_lost(stage))),
     scene(Mutant::EndsAlone, 4 * SLOW, &[], |stage| Box::pin(plays::nobody_sees_a_recovery_end(stage))),
+    scene(Mutant::HoldLeapt, 4 * SLOW, &[], |stage| Box::pin(plays::nobody_sees_a_recovery_end(stage))),
+    scene(Mutant::EndsUnfrozen, 4 * SLOW, &[], |stage| Box::pin(plays::the_recorded_copy_fails_first(stage))),
     scene(Mutant::NumberUsedAgain, 4 * SLOW, &[("memberMissingTimeout", "60")], |stage| {
         Box::pin(plays::a_new_copys_object_is_lost(stage))
+    }),
+    scene(Mutant::MadeUnread, FAST, &[("memberMissingTimeout", "60")], |stage| {
+        Box::pin(plays::a_copy_that_nobody_wants_any_more(stage))
     }),
 ];
 
@@ -68,7 +73,7 @@ const fn scene(
 
 /// The scene that is made for a mutant.
 pub fn of(mutant: Mutant) -> Option<&'static Scene> {
-    static ALL: [Scene; 9] = SCENES;
+    static ALL: [Scene; 12] = SCENES;
     ALL.iter().find(|scene| scene.shows == mutant)
 }
 

@@ -320,8 +320,13 @@ fn flag(
     if member.flags.contains(flag) == on {
         return Ok(Changed::No);
     }
-    if on && !member.in_sync() {
-        return Err(KernelError::refuse(op, component, "the member is not in sync"));
+    // One that is still copied to can be frozen as well: it is about to be one that the kernel counts (rule 3).
+    let (may, lacks) = match flag {
+        "blocked" => (!member.flags.contains("faulty"), "the member is faulty"),
+        _ => (member.in_sync(), "the member is not in sync"),
+    };
+    if on && !may {
+        return Err(KernelError::refuse(op, component, lacks));
     }
     attr::write(op, &dir.join(format!("dev-{component}/state")), words)?;
     Ok(Changed::Yes)

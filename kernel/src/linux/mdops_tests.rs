@@ -103,7 +103,7 @@ fn long_lists_of_chunks_are_cut_into_writes_that_sysfs_takes() {
 }
 
 #[test]
-fn member_flags_change_once_and_only_for_members_in_sync() {
+fn member_flags_change_once_and_only_for_members_that_may_have_them() {
     let (_temp, root) = fake();
     assert_eq!(set_write_mostly(&root, volume(), "nvme3n1", true), Ok(Changed::No));
     assert_eq!(freeze_writes(&root, volume(), "nvme0n1p1", false), Ok(Changed::No));
@@ -111,6 +111,9 @@ fn member_flags_change_once_and_only_for_members_in_sync() {
     assert_eq!(get(&root, "dev-nvme0n1p1/state"), "blocked");
     set(&root, "dev-nvme0n1p1/state", "spare\n");
     assert_eq!(set_write_mostly(&root, volume(), "nvme0n1p1", true).unwrap_err().class, Class::Refuse);
+    assert_eq!(freeze_writes(&root, volume(), "nvme0n1p1", true), Ok(Changed::Yes), "it is still copied to");
+    set(&root, "dev-nvme0n1p1/state", "faulty\n");
+    assert_eq!(freeze_writes(&root, volume(), "nvme0n1p1", true).unwrap_err().class, Class::Refuse);
     set(&root, "resync_start", "0\n");
     assert_eq!(set_write_mostly(&root, volume(), "nvme0n1p1", true).unwrap_err().class, Class::Wait);
 }

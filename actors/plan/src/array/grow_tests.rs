@@ -100,6 +100,7 @@ fn a_copy_that_was_away_while_the_array_grew_is_recovered_wholly() {
         let probe = at.0.candidates.get_mut(&life(1, 1)).unwrap().probe.as_mut().unwrap();
         probe.superblock.as_mut().unwrap().component_bytes = component;
         at.0.merged = probe.superblock.as_ref().unwrap().bitmap.as_ref().map(|b| b.dirty.clone()).unwrap_or_default();
+        at.0.merged.insert(2 * LAST + 1);
         assert_eq!(at.name(), step, "its superblock says {component}");
     }
 }

@@ -8,7 +8,8 @@
 
 use super::run::{Rule, bitmap_return, in_sync};
 use super::*;
-use meshstor_kernel::facts::{HELD_BACK, SyncSpeed};
+use meshstor_kernel::facts::{HELD_BACK, MemberFact, SyncSpeed};
+use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 
 /// Sectors before the end at which a held recovery has arrived: twice what it leaves.
@@ -96,25 +97,45 @@ pub(super) fn pace(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -
     (now != speed).then(|| Plan::step(op, in_use(look, run::health(record, array))))
 }
 
-/// A recovery that has come to where it is held ends now, with the record at hand: a member that the kernel counts and the
-/// record does not could else outlive all that are recorded while nobody looks (rule 3; simulator, seed 3054). Whatever else
-/// is held, a resync say, is not meant.
+/// A recovery that has come to where it is held ends now, with the record at hand and all writes frozen until the copy is
+/// recorded: else a member that the kernel counts and the record does not could outlive all that are recorded, and what is
+/// acknowledged on it alone is lost at the next takeover (rule 3; simulator, seeds 3054, 3593 and 6455). Whatever else is
+/// held, a resync say, is not meant.
 pub(super) fn let_end(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
-    let arrived = array.sync_completed.is_some_and(|(done, all)| done.saturating_add(NEARLY) >= all);
-    let over = match array.sync_action.as_str() {
-        "recover" => arrived,
-        "resync" => true,
-        _ => false,
-    };
+    let over = arrived(array) || array.sync_action == "resync";
     if !over {
         return None;
     }
     let status = in_use(look, run::health(record, array));
     if array.sync_held {
-        return Some(Plan::step(Op::HoldSync { volume: record.volume, held: false }, status));
+        // Each of them: one that fails takes its own `blocked` with it.
+        let open = |(_, member): &(&String, &MemberFact)| !member.flags.contains("faulty") && !run::is_blocked(member);
+        let open = array.members.iter().find(open).filter(|_| arrived(array) && !look.freeze_failed);
+        let op = match open.filter(|_| !mutant::on(Mutant::EndsUnfrozen)) {
+            Some((component, _)) => {
+                Op::FreezeWrites { volume: record.volume, component: component.clone(), frozen: true }
+            }
+            None => Op::HoldSync { volume: record.volume, held: false },
+        };
+        return Some(Plan::step(op, status));
     }
     // From its end to its record the copy is one that only the kernel knows: no hint is waited for.
-    arrived.then(|| Plan::look_in(status, ENDING))
+    arrived(array).then(|| Plan::look_in(status, ENDING))
+}
+
+/// Whether a recovery has come to its end, held or not.
+fn arrived(array: &ArrayFact) -> bool {
+    let done = array.sync_completed.is_some_and(|(done, all)| done.saturating_add(NEARLY) >= all);
+    array.sync_action == "recover" && done
+}
+
+/// Whether a copy is about to be one that the kernel counts and the record does not, or is one: writes stay frozen.
+pub(super) fn ends(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> bool {
+    let set = in_sync(record);
+    members(array, look).any(|(key, member)| {
+        let coming = !set.contains(&key.replica.replica) && !leave::must_part(record, key);
+        coming && !member.flags.contains("faulty") && (member.in_sync() || arrived(array))
+    })
 }
 
 #[cfg(test)]

@@ -106,6 +106,8 @@ fn a_recovery_is_held_before_its_end_until_the_record_is_at_hand() {
     at.array().sync_completed = Some((1000, 2_097_152));
     assert_ne!(at.name(), "hold-sync");
     at.array().sync_completed = Some((2_097_152 - HELD_BACK, 2_097_152));
+    assert_eq!(at.name(), "freeze-writes");
+    at.0.freeze_failed = true;
     assert_eq!(at.name(), "hold-sync", "let go");
     at.array().sync_held = false;
     assert_eq!(at.plan().look_in, Some(ENDING), "no hint is waited for (simulator, seed 3593)");
@@ -113,4 +115,75 @@ fn a_recovery_is_held_before_its_end_until_the_record_is_at_hand() {
     // Nobody can record it now: it stays where it is.
     at.0.record = RecordLook::Unreachable;
     assert_ne!(at.name(), "hold-sync");
+}
+
+/// r1 has come to the end of its recovery.
+fn arriving() -> At {
+    let mut at = returning();
+    at.array().members.insert("nvme3n1".into(), super::super::tests::member(1, &["spare"]));
+    at.array().sync_action = "recover".into();
+    at.array().sync_completed = Some((2_097_152 - HELD_BACK, 2_097_152));
+    at.array().sync_held = true;
+    at
+}
+
+/// r1's own superblock.
+fn own(at: &mut At) -> &mut meshstor_kernel::facts::Superblock {
+    at.0.candidates.get_mut(&life(1, 1)).unwrap().probe.as_mut().unwrap().superblock.as_mut().unwrap()
+}
+
+fn step(at: &At) -> String {
+    at.plan().next.map(|step| step.to_string()).unwrap_or_default()
+}
+
+/// What is acknowledged while the kernel counts a copy that the record does not name may be on that copy alone, or, when
+/// that one fails before its record, on the other alone (simulator, seed 6455; the model's limits).
+#[test]
+fn writes_are_frozen_from_before_the_end_of_a_recovery_to_its_record() {
+    let mut at = arriving();
+    for component in ["nvme0n1p1", "nvme3n1"] {
+        assert_eq!(step(&at), format!("freeze-writes 00000000 {component} on"));
+        at.member(component).flags.insert("blocked".into());
+    }
+    assert_eq!(step(&at), "hold-sync 00000000 off");
+    at.array().sync_held = false;
+    assert_eq!((step(&at).as_str(), at.plan().look_in), ("", Some(ENDING)), "not thawed");
+    at.array().sync_action = "idle".into();
+    at.array().sync_completed = None;
+    at.member("nvme3n1").flags = ["in_sync".to_string(), "blocked".to_string()].into();
+    own(&mut at).events = 0;
+    assert_eq!((step(&at).as_str(), at.plan().look_in), ("", Some(ENDING)), "not proven, not thawed");
+    own(&mut at).events = u64::MAX;
+    assert!(step(&at).starts_with("record-grow"), "{}", step(&at));
+    at.record().in_sync = Some(ids(&[0, 1]));
+    for component in ["nvme0n1p1", "nvme3n1"] {
+        assert_eq!(step(&at), format!("freeze-writes 00000000 {component} off"));
+        at.member(component).flags.remove("blocked");
+    }
+    assert!(!step(&at).starts_with("freeze-writes"), "{}", step(&at));
+}
+
+#[test]
+fn a_recovery_that_does_not_end_well_keeps_no_write_frozen() {
+    let frozen = || {
+        let mut at = arriving();
+        at.array().sync_held = false;
+        at.member("nvme0n1p1").flags.insert("blocked".into());
+        at.member("nvme3n1").flags.insert("blocked".into());
+        at
+    };
+    // It began anew, somewhere before its end.
+    let mut at = frozen();
+    at.array().sync_completed = Some((1000, 2_097_152));
+    assert_eq!(step(&at), "freeze-writes 00000000 nvme0n1p1 off");
+    // The new copy failed; the kernel took its flag.
+    let mut at = frozen();
+    at.member("nvme3n1").flags = ["faulty".to_string()].into();
+    assert_eq!(step(&at), "freeze-writes 00000000 nvme0n1p1 off");
+    // Its path is lost before it has proven anything: it is out after its time, and then writes go on.
+    let mut at = frozen();
+    at.member("nvme3n1").flags = ["in_sync".to_string(), "blocked".to_string()].into();
+    at.0.candidates.get_mut(&life(1, 1)).unwrap().probe = None;
+    at.0.connections.get_mut(&life(1, 1)).unwrap().down_for = Duration::from_secs(60);
+    assert!(step(&at).starts_with("record-shrink"), "{}", step(&at));
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::record::{Change, DepartureRecord};
-use meshstor_kernel::facts::{OtherCopyInSync, Superblock};
+use meshstor_kernel::facts::{MemberFact, OtherCopyInSync, Superblock};
 use meshstor_kernel::mutant::{self, Mutant};
 use meshstor_kernel::ops::Op;
 
@@ -72,7 +72,12 @@ pub(super) fn in_sync(record: &VolumeRecord) -> BTreeSet<ReplicaId> {
 }
 
 fn frozen(array: &ArrayFact) -> bool {
-    array.members.values().any(|m| m.in_sync() && m.flags.contains("blocked"))
+    array.members.values().any(|m| m.in_sync() && is_blocked(m))
+}
+
+/// Whether writes wait for this member. One that failed shows the flag until its failure is on the others' superblocks.
+pub(super) fn is_blocked(member: &MemberFact) -> bool {
+    member.flags.contains("blocked") && !member.flags.contains("faulty")
 }
 
 /// MD refuses every write, and every other change, since the last member failed: a rule that wanted one would fail for ever
@@ -138,9 +143,12 @@ pub(super) fn shrink(record: &VolumeRecord, replica: ReplicaId, look: &ArrayLook
     Change::Shrink { replica, departure, flap: flap::leaves(record, replica, look.now) }
 }
 
-/// Everything the kernel lost is recorded: let writes go on.
+/// Everything the kernel lost or has gained is recorded: let writes go on.
 fn thaw(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule {
-    let (component, _) = array.members.iter().find(|(_, m)| m.in_sync() && m.flags.contains("blocked"))?;
+    let (component, _) = array.members.iter().find(|(_, m)| is_blocked(m))?;
+    if pace::ends(record, array, look) {
+        return None;
+    }
     let op = Op::FreezeWrites { volume: record.volume, component: component.clone(), frozen: false };
     Some(Plan::step(op, in_use(look, None)))
 }
@@ -166,11 +174,12 @@ fn unrecorded_member(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook)
     let proven = own.is_some_and(|s| {
         s.active_slot().map(u32::from) == member.slot && newest.is_some_and(|events| s.events >= events)
     }) || mutant::on(Mutant::GrowBeforeProof);
-    let reason = Some(Reason::Degraded { missing: [key.replica.replica].into() });
-    Some(match proven {
-        true => Plan::step(change(record, Change::Grow { replica: key.replica.replica }), in_use(look, reason)),
-        false => Plan::look_in(in_use(look, reason), pace::ENDING),
-    })
+    let status = in_use(look, Some(Reason::Degraded { missing: [key.replica.replica].into() }));
+    if proven {
+        return Some(Plan::step(change(record, Change::Grow { replica: key.replica.replica }), status));
+    }
+    // One whose path is lost proves nothing any more; what to do about that is the next rule's.
+    answers(key, look).then(|| Plan::look_in(status, pace::ENDING))
 }
 
 fn superblock<'a>(look: &'a ArrayLook, key: &ExportKey) -> Option<&'a Superblock> {
@@ -306,7 +315,8 @@ fn seatless(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook) -> Rule 
     (wanted && settled).then(|| held(op, record, array, look))
 }
 
-/// The dirty chunks of a copy whose lineage allows a bitmap-based return; `None`: anything doubtful is recovered wholly.
+/// The chunks to copy to one whose lineage allows a bitmap-based return: its own dirty ones and the last one. `None`: anything
+/// doubtful is recovered wholly.
 pub(super) fn bitmap_return(
     record: &VolumeRecord,
     key: &ExportKey,
@@ -328,7 +338,16 @@ pub(super) fn bitmap_return(
     // Bits that the survivors have cleared since are gone: MD refuses such a re-add (md.c `super_1_validate`), for ever.
     let covered = own.events >= survivor.events_cleared;
     let bits = bitmap.uuid == own.set_uuid && bitmap.chunk_bytes == survivor.chunk_bytes && bitmap.events >= own.events;
-    (lineage && covered && bits).then(|| bitmap.dirty.clone())
+    if !(lineage && covered && bits) {
+        return None;
+    }
+    let mut chunks = bitmap.dirty.clone();
+    // A recovery by bitmap passes chunks that are clean in one leap, and the point where it is held with them (raid1.c
+    // `raid1_sync_request`, md.c `md_do_sync`): the last chunk has to be copied, or its end would come without us.
+    if !mutant::on(Mutant::HoldLeapt) {
+        chunks.insert(array.size_bytes.saturating_sub(1).checked_div(bitmap.chunk_bytes)?);
+    }
+    Some(chunks)
 }
 
 /// What is wrong while it runs.

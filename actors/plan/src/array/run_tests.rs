@@ -112,8 +112,13 @@ fn a_return_merges_the_bitmap_before_the_re_add() {
     assert_eq!(at.name(), "merge-bitmap");
     at.probe(0).superblock.as_mut().unwrap().bitmap.as_mut().unwrap().dirty = [7, 8].into();
     assert_eq!(at.name(), "merge-bitmap", "a bit on the survivor's disk is no proof that it is resynced");
-    at.0.merged = [7].into();
+    at.0.merged = [7, LAST].into();
     assert_eq!(at.name(), "re-add-member");
+    // A hold does not stop a recovery that has nothing to copy where it is held (F24).
+    at.0.merged = [7].into();
+    let last = meshstor_kernel::ops::Op::MergeBitmap { volume: at.record().volume, chunks: [LAST].into() };
+    assert_eq!(at.plan().next, Some(Step::Kernel(last)));
+    at.0.merged = [7, LAST].into();
     at.array().resync_done = false;
     assert_eq!(at.name(), "release-sync", "a merge leaves a resync pending that nobody starts by itself");
     at.array().sync_action = "resync".into();

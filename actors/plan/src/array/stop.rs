@@ -65,8 +65,7 @@ pub(super) fn depose(record: &VolumeRecord, array: &ArrayFact, look: &ArrayLook)
         return Plan::step(Op::Unmount { target: target.clone(), lazy: true }, status);
     }
     // Writes that were frozen until a loss could be recorded would hold up the stop for ever. Nobody hears of them any more.
-    let blocked = |member: &MemberFact| member.flags.contains("blocked") && !member.flags.contains("faulty");
-    if let Some((component, _)) = array.members.iter().find(|(_, member)| blocked(member)) {
+    if let Some((component, _)) = array.members.iter().find(|(_, member)| run::is_blocked(member)) {
         let op = Op::FreezeWrites { volume, component: component.clone(), frozen: false };
         return Plan::step(op, status);
     }

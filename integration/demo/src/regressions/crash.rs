@@ -28,16 +28,26 @@ pub struct Crash {
 
 /// Two blank machines; node-b's replica r1 is exported to node-a and connected there.
 pub fn pair(lab: &Lab) -> Result<(Guest, Guest)> {
+    let (a, b) = exported(lab)?;
+    connected(&a, &b)?;
+    Ok((a, b))
+}
+
+/// Two blank machines; node-b's replica r1 is exported to node-a, which has not connected yet.
+pub fn exported(lab: &Lab) -> Result<(Guest, Guest)> {
     let (a, b) = (lab.guest("node-a")?, lab.guest("node-b")?);
     for guest in [&a, &b] {
         // The drive with 512-byte sectors would do as well, but both members need the same.
         guest.drive_pull(1)?;
     }
-    let address = format!("t:{}:5001", b.address());
-    suite(&b, &["prepare r1 320", &format!("y export r1 1 1 node-a {address}")])?;
-    let connect = format!("y connect r1 1 1 {address}");
-    suite(&a, &["prepare r0 320", &connect, "until conn r1 1 1 head:Some("])?;
+    suite(&b, &["prepare r1 320", &format!("y export r1 1 1 node-a t:{}:5001", b.address())])?;
+    suite(&a, &["prepare r0 320"])?;
     Ok((a, b))
+}
+
+/// node-a connects to what node-b has [`exported`].
+pub fn connected(a: &Guest, b: &Guest) -> Result<()> {
+    suite(a, &[&format!("y connect r1 1 1 t:{}:5001", b.address()), "until conn r1 1 1 head:Some("]).map(drop)
 }
 
 /// Bytes of a component of the array that [`pair`] can carry.
@@ -50,13 +60,42 @@ pub fn start_writing(guest: &Guest) -> Result<()> {
     guest.ssh_checked(&format!("setsid nohup {writer} >/tmp/acks 2>&1 </dev/null & echo $! >/tmp/writer.pid")).map(drop)
 }
 
+/// MD's level of the array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Mirrors, as all volumes are today.
+    Raid1,
+    /// Stripes of mirrors; with two members the blocks lie where RAID1 has them.
+    Raid10,
+}
+
+/// Creates the array of [`pair`]'s two members on node-a. The product has no striped volumes, so theirs is made by hand,
+/// with the product's own values.
+fn create(a: &Guest, level: Level) -> Result<()> {
+    if level == Level::Raid1 {
+        return suite(a, &[&format!("once create {COMPONENT} local:r0 head:r1:1:1")]).map(drop);
+    }
+    let told = suite(a, &["uuid"])?;
+    let uuid = told.split_whitespace().find(|word| word.len() == 36).context("no uuid")?;
+    let (part, head) = (partition(a)?, head(a)?);
+    a.ssh_checked(&format!(
+        "mdadm -q --create /dev/md1000 --run --metadata=1.2 --level=10 --layout=n2 --raid-devices=2 --assume-clean \
+         --data-offset=4096K --size={}K --uuid={uuid} --name=ms-suite --homehost=none --bitmap=internal \
+         --bitmap-chunk=65536K {part} {head} && echo 0 >/sys/block/md1000/md/safe_mode_delay",
+        COMPONENT >> 10
+    ))
+    .map(drop)
+}
+
 /// Builds the array, crashes the consumer. With `flagged` the consumer's own member is write-mostly in the superblocks,
 /// as after a move there and back.
-pub fn make(lab: &Lab, flagged: bool) -> Result<Crash> {
+pub fn make(lab: &Lab, level: Level, flagged: bool) -> Result<Crash> {
     let (a, b) = pair(lab)?;
-    suite(&a, &[&format!("once create {COMPONENT} local:r0 head:r1:1:1")])?;
+    create(&a, level)?;
     if flagged {
-        suite(&a, &["y wm local:r0 on", "y wm head:r1:1:1 off"])?;
+        // The product creates remote members with the flag; mdadm was not told to.
+        let other = if level == Level::Raid1 { "y" } else { "n" };
+        suite(&a, &["y wm local:r0 on", &format!("{other} wm head:r1:1:1 off")])?;
     }
     let array = array(&a)?;
     put(&a, &array, K, 'X')?;
@@ -96,34 +135,47 @@ impl Crash {
         let address = format!("t:{}:5002", self.a.address());
         suite(&self.a, &[&format!("y export r0 2 1 node-b {address}")])?;
         suite(&self.b, &[&format!("y connect r0 2 1 {address}"), "until conn r0 2 1 head:Some("])?;
-        let find = "for s in /sys/class/nvme-subsystem/*; do grep -q meshstor $s/subsysnqn && \
-                    ls $s | grep -E '^nvme[0-9]+n[0-9]+$'; done | head -1";
-        Ok(format!("/dev/{}", self.b.ssh_checked(find)?.trim()))
-    }
-
-    /// Waits until chunk 0 is no longer dirty on the survivor's drive; `None` when that does not happen.
-    pub fn forgotten(&self) -> Result<Option<Duration>> {
-        let part = partition(&self.b)?;
-        let begin = Instant::now();
-        while begin.elapsed() < DAEMON {
-            if !dirty(&self.b, &part)?.contains(&0) {
-                return Ok(Some(begin.elapsed()));
-            }
-            std::thread::sleep(Duration::from_secs(1));
-        }
-        Ok(None)
+        head(&self.b)
     }
 
     /// Both members' own value of a block, r0 first.
     pub fn members(&self, block: u64) -> Result<(char, char)> {
         Ok((raw(&self.a, &partition(&self.a)?, block)?, raw(&self.b, &partition(&self.b)?, block)?))
     }
+}
 
-    /// What the array on the survivor answers, ten times, each answer once.
-    pub fn answers(&self, block: u64) -> Result<BTreeSet<char>> {
-        let array = array(&self.b)?;
-        (0..10).map(|_| read(&self.b, &array, block)).collect()
+/// What the array on a guest answers, ten times, each answer once.
+pub fn answers(guest: &Guest, block: u64) -> Result<BTreeSet<char>> {
+    let array = array(guest)?;
+    (0..10).map(|_| read(guest, &array, block)).collect()
+}
+
+/// Waits until chunk 0 is no longer dirty on a member's drive; `None` when that does not happen.
+pub fn forgotten(guest: &Guest, part: &str) -> Result<Option<Duration>> {
+    let begin = Instant::now();
+    while begin.elapsed() < DAEMON {
+        if !dirty(guest, part)?.contains(&0) {
+            return Ok(Some(begin.elapsed()));
+        }
+        std::thread::sleep(Duration::from_secs(1));
     }
+    Ok(None)
+}
+
+/// A connected member, such as `r0:2:1`, comes back to the array by its own bitmap and the array's (rule 6).
+pub fn return_by_bitmaps(guest: &Guest, life: &str) -> Result<()> {
+    let device = head(guest)?;
+    let own: Vec<String> = dirty(guest, &device)?.iter().map(u64::to_string).collect();
+    let merge = format!("once merge {}", own.join(" "));
+    suite(guest, &[&merge, "once release", "until array resync_done:true", "until array sync_action:\"idle\""])?;
+    suite(guest, &[&format!("once readd head:{life}")]).map(drop)
+}
+
+/// The device of the one connection that a guest has.
+pub fn head(guest: &Guest) -> Result<String> {
+    let find = "for s in /sys/class/nvme-subsystem/*; do grep -q meshstor $s/subsysnqn && \
+                ls $s | grep -E '^nvme[0-9]+n[0-9]+$'; done | head -1";
+    Ok(format!("/dev/{}", guest.ssh_checked(find)?.trim()))
 }
 
 /// Waits until the array on a guest has no member missing and no sync running or pending.

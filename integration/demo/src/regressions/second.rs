@@ -51,7 +51,8 @@ fn states(guest: &Guest) -> Result<String> {
         .ssh_checked("for c in /sys/class/nvme/nvme*; do [ \"$(cat $c/transport)\" = tcp ] && cat $c/state; done; true")
 }
 
-fn await_state(guest: &Guest, wanted: &str) -> Result<()> {
+/// Waits until the guest's one connection is in a state.
+pub fn await_state(guest: &Guest, wanted: &str) -> Result<()> {
     let begin = Instant::now();
     while states(guest)? != wanted {
         ensure!(begin.elapsed() < Duration::from_secs(60), "the controller is {:?}", states(guest)?);

@@ -83,7 +83,7 @@ pub fn record_loss(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State>
     leave(p, &mut s, r);
     let array = s.consumers[c].array.as_mut()?;
     array.faulty = array.faulty.without(r);
-    array.frozen = false;
+    array.frozen = !array.unrecorded(set.without(r)).is_empty();
     if s.promised.excused_acknowledged {
         s.promised.must = s.promised.must.max(s.promised.excused);
     }
@@ -129,6 +129,8 @@ pub fn copied(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State> {
     s.drives[r].recovering = false;
     array.active = array.members();
     array.copying = Set::default();
+    // Frozen while the recovery was held before its end.
+    array.frozen |= !p.breaks(Variant::GrowUnfrozen);
     array.active.iter().for_each(|m| s.drives[m].roles = array.active);
     if array.active == Set::first(p.bounds.replicas) {
         array.needed = false;
@@ -138,21 +140,19 @@ pub fn copied(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State> {
     Some(s)
 }
 
-/// Rule 3: what the compare-and-swap of [`grow`] is decided on.
+/// What the compare-and-swap of [`grow`] is decided on. What was lost is recorded before what was gained.
 fn provable(p: &Protocol, s: &State, c: usize, r: usize) -> Option<()> {
-    let array = s.current(c).filter(|a| a.stage == Stage::Open && !a.frozen)?;
+    let set = s.record.in_sync?;
+    let array = s.current(c).filter(|a| a.stage == Stage::Open && set.minus(a.active).is_empty())?;
     let early = p.breaks(Variant::GrowBeforeProof) && array.copying.has(r);
     let proven = array.active.has(r) && !s.drives[r].recovering;
     // A life that was taken out never counts again.
     let departed = array.deleting.has(r) && !p.breaks(Variant::DropRevocable);
-    (s.reaches(c, r) && !departed && (proven || early) && !s.record.in_sync?.has(r)).then_some(())
+    (s.reaches(c, r) && !departed && (proven || early) && !set.has(r)).then_some(())
 }
 
-/// The proof alone, where the patch may land later.
+/// Rule 3: the proof, read from the member itself. The patch lands some time later.
 pub fn prove(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State> {
-    if !p.breaks(Variant::LimitProofGrowsOld) {
-        return None;
-    }
     provable(p, s, c, r)?;
     let mut s = s.clone();
     let array = s.consumers[c].array.as_mut().filter(|a| a.proven.is_empty())?;
@@ -161,14 +161,22 @@ pub fn prove(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State> {
 }
 
 /// Rule 3: into the record after proof.
-pub fn grow(p: &Protocol, s: &State, c: usize, r: usize) -> Option<State> {
-    if p.breaks(Variant::LimitProofGrowsOld) {
-        s.current(c).filter(|a| a.proven.has(r))?;
-    } else {
-        provable(p, s, c, r)?;
-    }
+pub fn grow(s: &State, c: usize, r: usize) -> Option<State> {
+    s.current(c).filter(|a| a.proven.has(r))?;
     let mut s = s.clone();
     s.record.in_sync = s.record.in_sync.map(|set| set.with(r));
     s.consumers[c].array.as_mut()?.proven = Set::default();
+    Some(s)
+}
+
+/// What the kernel lost or gained is recorded: writes go on.
+pub fn thaw(s: &State, c: usize) -> Option<State> {
+    let set = s.record.in_sync?;
+    let array = s.current(c).filter(|a| a.stage == Stage::Open && a.frozen && a.proven.is_empty())?;
+    if !set.minus(array.active).is_empty() || !array.unrecorded(set).is_empty() {
+        return None;
+    }
+    let mut s = s.clone();
+    s.consumers[c].array.as_mut()?.frozen = false;
     Some(s)
 }

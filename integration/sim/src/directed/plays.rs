@@ -195,6 +195,30 @@ pub(super) async fn nobody_sees_a_recovery_end(stage: Rc<Stage>) {
     stage.up(&new).await;
 }
 
+/// The last recorded copy fails between the end of another one's recovery and its record (rule 3).
+pub(super) async fn the_recorded_copy_fails_first(stage: Rc<Stage>) {
+    let (near, far, [new, _]) = (stage.home("r0"), stage.home("r1"), stage.others());
+    stage.up(&near).await;
+    stage.writes(&near, 10.0).await;
+    stage.power_cut(&far).await;
+    stage.until_set(&["r0"]).await;
+    stage.writes(&near, 10.0).await;
+    stage.power_on(&far);
+    stage.until_array(&near, "the copy returns", |a| a.sync_action == "recover").await;
+    stage.cluster.store.faults().set_latency(&near, Duration::from_millis(2600), Duration::ZERO);
+    stage.until_array(&near, "the copy is back", |a| a.degraded == 0).await;
+    stage.cluster.world.drive_break(&near, &drive(&near), true);
+    // It is in the record 2.6 s later at the earliest.
+    stage.writes(&near, 1.5).await;
+    stage.power_cut(&near).await;
+    stage.must(stage.in_sync() == ["r0"], "the record has the lost copy alone");
+    stage.cluster.world.drive_break(&near, &drive(&near), false);
+    stage.cluster.store.faults().set_latency(&near, Duration::ZERO, Duration::ZERO);
+    stage.leave_by_force().await;
+    stage.power_on(&near);
+    stage.up(&new).await;
+}
+
 /// The object of a copy in the making is lost; another one is made elsewhere.
 pub(super) async fn a_new_copys_object_is_lost(stage: Rc<Stage>) {
     let (near, far, others) = (stage.home("r0"), stage.home("r1"), stage.others());
@@ -224,4 +248,28 @@ pub(super) async fn a_new_copys_object_is_lost(stage: Rc<Stage>) {
     }
     let fourth = others.iter().find(|node| **node != third);
     stage.up(fourth.map_or("", String::as_str)).await;
+}
+
+/// The object of a copy to come is withdrawn before its node can look at its drive; the node does not hear of that. What it
+/// then makes would be nobody's (simulator, seed 2223 of old).
+pub(super) async fn a_copy_that_nobody_wants_any_more(stage: Rc<Stage>) {
+    let (near, far, [third, fourth]) = (stage.home("r0"), stage.home("r1"), stage.others());
+    stage.up(&near).await;
+    stage.ignore_drive(&fourth);
+    stage.power_cut(&far).await;
+    stage.until_set(&["r0"]).await;
+    let (name, store) = (format!("{}-r2", stage.life.name), &stage.cluster.store);
+    store.faults().hold_events(&third, true);
+    let end = Instant::now() + Duration::from_secs_f64(PATIENCE);
+    while store.get(REPLICAS, "", &name).is_none() && Instant::now() < end {
+        pass(0.01).await;
+    }
+    stage.must(stage.home("r2") == third, "another copy is to be made");
+    stage.cluster.world.fail_looks(&third, 20);
+    store.faults().hold_events(&third, false);
+    pass(0.1).await;
+    store.faults().drop_events(&third, Some(REPLICAS), 20);
+    stage.power_on(&far);
+    store.force(REPLICAS, "", &name, None);
+    pass(60.0).await;
 }

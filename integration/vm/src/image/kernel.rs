@@ -12,6 +12,12 @@ use std::process::Command;
 
 /// Where kernels are looked for; other packages come from the first.
 const SUITES: &[&str] = &["trixie", "trixie-backports"];
+/// The oldest series that the product runs on.
+const OLDEST: &str = "6.1";
+/// Where that is the release's own kernel.
+const OLDEST_SUITES: &[&str] = &["bookworm"];
+/// What later kernels have built in and the root disk needs.
+const OLDEST_BOOT_MODULES: &[&str] = &["virtio_pci"];
 
 /// Drivers of hardware that no guest has; leaving them out halves the disk.
 const EXCLUDED: &[&str] = &["gpu", "media", "iio", "staging", "net/wireless", "net/ethernet", "usb", "input"];
@@ -38,18 +44,29 @@ impl Choice {
 
     /// What the image key depends on.
     pub(crate) fn inputs(&self) -> String {
-        format!("{} {} {}", SUITES.join(","), self.series, EXCLUDED.join(","))
+        let modules = self.boot_modules().iter().map(|module| format!(" {module}")).collect::<String>();
+        format!("{} {} {}{modules}", self.suites().join(","), self.series, EXCLUDED.join(","))
+    }
+
+    /// Modules that the root disk needs beside those of every series.
+    pub(super) fn boot_modules(&self) -> &'static [&'static str] {
+        if self.series == OLDEST { OLDEST_BOOT_MODULES } else { &[] }
+    }
+
+    fn suites(&self) -> &'static [&'static str] {
+        if self.series == OLDEST { OLDEST_SUITES } else { SUITES }
     }
 
     /// The newest kernel package of the series, downloaded.
     pub(super) fn download(&self, paths: &Paths) -> Result<PathBuf> {
         step(&format!("download a Linux {} package", self.series), || {
-            let suites = Suites::open(paths, SUITES)?;
+            let suites = Suites::open(paths, self.suites())?;
             suites.update()?;
             let series = self.series.replace('.', "\\.");
-            let names = suites.search(&format!("^linux-image-{series}\\.[0-9]+\\+deb[0-9]+-amd64$"))?;
-            let package =
-                newest(&names).with_context(|| format!("{} have no kernel {}", SUITES.join(" and "), self.series))?;
+            // Until bookworm the third number was always 0, and an ABI number followed: 6.1.0-50.
+            let names = suites.search(&format!("^linux-image-{series}\\.[0-9]+(\\+deb|-)[0-9]+-amd64$"))?;
+            let none = || format!("no kernel {} in Debian's {}", self.series, self.suites().join(" and "));
+            let package = newest(&names).with_context(none)?;
             suites.download(&package, &paths.rootfs())
         })
     }
@@ -67,10 +84,12 @@ pub(super) fn unpack(package: &Path, tree: &Path) -> Result<()> {
     .map(drop)
 }
 
-/// The name with the highest third number: `linux-image-6.18.15+deb13-amd64` over `6.18.9`.
+/// The name with the highest numbers: `linux-image-6.18.15+deb13-amd64` over `6.18.9`, `6.1.0-50` over `6.1.0-9`.
 fn newest(names: &[String]) -> Option<String> {
-    let patch = |name: &String| name.split(['.', '+']).nth(2).and_then(|n| n.parse::<u32>().ok());
-    names.iter().max_by_key(|name| patch(name)).cloned()
+    let numbers = |name: &String| -> Vec<u32> {
+        name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    names.iter().max_by_key(|name| numbers(name)).cloned()
 }
 
 #[cfg(test)]
@@ -89,6 +108,8 @@ mod tests {
     fn newest_by_number_not_by_letter() {
         let names = ["linux-image-6.18.9+deb13-amd64", "linux-image-6.18.15+deb13-amd64"].map(str::to_string);
         assert_eq!(newest(&names).unwrap(), names[1]);
+        let names = ["linux-image-6.1.0-50-amd64", "linux-image-6.1.0-9-amd64"].map(str::to_string);
+        assert_eq!(newest(&names).unwrap(), names[0]);
     }
 
     #[test]

@@ -99,12 +99,12 @@ pub fn ensure(paths: &Paths, kernel: &str) -> Result<Image> {
     }
     let archive = rootfs::ensure(paths, &packages_key)?;
     let package = choice.download(paths)?;
-    step(&format!("build root disk {key} (Linux {kernel})"), || build(paths, &archive, &package, &image))?;
+    step(&format!("build root disk {key} (Linux {kernel})"), || build(paths, &choice, &archive, &package, &image))?;
     std::fs::remove_file(&package).context("remove the unpacked kernel package")?;
     Ok(image)
 }
 
-fn build(paths: &Paths, archive: &Path, package: &Path, image: &Image) -> Result<()> {
+fn build(paths: &Paths, choice: &Choice, archive: &Path, package: &Path, image: &Image) -> Result<()> {
     let work = paths.images().join(format!("{}.part", image.key));
     if work.exists() {
         std::fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
@@ -119,7 +119,8 @@ fn build(paths: &Paths, archive: &Path, package: &Path, image: &Image) -> Result
     };
     moved(&tree.join(format!("boot/vmlinuz-{release}")), "vmlinuz")?;
     rootfs::unpack_modules(&tree, &release)?;
-    std::fs::write(work.join("initramfs"), initramfs::build(&tree, &release, BOOT_MODULES, INITRD_INIT)?)
+    let modules = [choice.boot_modules(), BOOT_MODULES].concat();
+    std::fs::write(work.join("initramfs"), initramfs::build(&tree, &release, &modules, INITRD_INIT)?)
         .context("write the initramfs")?;
     rootfs::configure(&tree, &work, &INIT.replace("@MODULES@", &GUEST_MODULES.join(" ")), SSHD_CONFIG)?;
     rootfs::make_disk(&tree, &work.join("root.qcow2"))?;

@@ -205,10 +205,13 @@ impl State {
         let Some(member) = member else {
             return Step::fail(KernelError::refuse(op.name(), name, "the array has no such member"));
         };
-        let in_sync = member.good();
+        let (may, lacks) = match op {
+            Op::FreezeWrites { .. } => (!member.faulty, "the member is faulty"),
+            _ => (member.good(), "the member is not in sync"),
+        };
         let there = flag(member);
-        if *there != on && on && !in_sync {
-            return Step::fail(KernelError::refuse(op.name(), name, "the member is not in sync"));
+        if *there != on && on && !may {
+            return Step::fail(KernelError::refuse(op.name(), name, lacks));
         }
         let changed = std::mem::replace(there, on) != on;
         if changed {

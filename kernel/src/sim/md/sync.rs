@@ -150,7 +150,8 @@ impl State {
         // Alone there is nowhere to write: the pass is over at once and the bits stay.
         let next = if copies { a.next_chunk(kind, from) } else { None };
         let bytes = BITMAP_CHUNK.min(a.component_bytes);
-        let waits = a.held && next.is_none();
+        // Clean chunks are passed in one leap, and the point where it is held with them (raid1.c `raid1_sync_request`).
+        let waits = a.held && next.is_none() && from >= end;
         if let Some(sync) = &mut a.sync {
             sync.next = next.unwrap_or(end);
             sync.due = false;
