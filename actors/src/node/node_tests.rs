@@ -75,6 +75,22 @@ fn a_local_drive_that_breaks_is_taken_out_of_the_record() {
 }
 
 #[test]
+fn a_failed_member_has_its_writes_frozen_while_the_api_server_hangs() {
+    paused(async {
+        let (rig, epoch) = Rig::staged(&["a", "b"]).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        rig.world.write("a", rig.volume, 5000, 1).await.unwrap();
+        rig.store.faults().set_link("a", meshstor_memstore::Link::Hang);
+        rig.world.drive_break("a", &rig.drives["a"], true);
+        rig.world.write("a", rig.volume, 5000, 2).await.unwrap();
+        // Far less than any answer is waited for.
+        pass(0.1).await;
+        let frozen = rig.ops("a").iter().any(|op| op.contains("freeze-writes"));
+        assert!(frozen, "not frozen yet: {:#?}", rig.world.trace());
+    });
+}
+
+#[test]
 fn a_restarted_agent_changes_nothing() {
     paused(async {
         let (mut rig, epoch) = Rig::staged(&["a", "b"]).await;

@@ -5,11 +5,11 @@ use crate::env::{Env, Reading};
 use crate::failure::Failure;
 use crate::shell::World;
 use meshstor_api::MeshStorVolume;
-use meshstor_kernel::facts::{ConnectionFact, PartitionFact};
+use meshstor_kernel::facts::{ArrayFact, ConnectionFact, MemberFact, PartitionFact};
 use meshstor_kernel::id::{ExportKey, ReplicaKey, VolumeId};
 use meshstor_kernel::ops::{Changed, Op};
 use meshstor_plan::Step;
-use meshstor_plan::array::{Array, ArrayLook, ArrayWish, Candidate, probes};
+use meshstor_plan::array::{Array, ArrayLook, ArrayWish, Candidate, RecordLook, probes};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -30,9 +30,15 @@ pub struct ArrayWorld {
     own: RefCell<BTreeMap<ReplicaKey, (ExportKey, Candidate)>>,
     /// Devices whose re-add failed since then.
     re_add_failed: RefCell<BTreeSet<String>>,
+    /// Failed members that a look with the record has seen.
+    seen_failed: RefCell<BTreeSet<String>>,
     freeze_failed: Cell<bool>,
     cut_off: Cell<bool>,
 }
+
+/// How often the array is looked at while an answer of the API server is awaited: a failed member has its writes frozen by
+/// then, whether the server answers or not (P6). An answer is seldom as late.
+const MEANWHILE: Duration = Duration::from_millis(50);
 
 impl ArrayWorld {
     /// Of this volume.
@@ -45,9 +51,36 @@ impl ArrayWorld {
             merged: RefCell::default(),
             own: RefCell::default(),
             re_add_failed: RefCell::default(),
+            seen_failed: RefCell::default(),
             freeze_failed: Cell::new(false),
             cut_off: Cell::new(false),
         }
+    }
+
+    /// The record by quorum. A server that hangs is not waited for while a member has failed and nothing is frozen: what is
+    /// acknowledged meanwhile is on copies that the record does not tell from the failed one (simulator, seed 365).
+    async fn record(&self) -> Reading {
+        let mut reading = std::pin::pin!(self.env.read_record(self.volume));
+        loop {
+            tokio::select! {
+                biased;
+                reading = &mut reading => return reading,
+                () = tokio::time::sleep(MEANWHILE) => {}
+            }
+            let array = self.env.kernel.array(self.volume).await.ok().flatten();
+            if array.is_some_and(|array| self.lost_unfrozen(&array)) {
+                return Reading { look: RecordLook::Unreachable, stored: None };
+            }
+        }
+    }
+
+    /// Whether a member has failed that no look with the record has seen yet, and writes go on.
+    fn lost_unfrozen(&self, array: &ArrayFact) -> bool {
+        let lost = failed(array).any(|component| !self.seen_failed.borrow().contains(component));
+        let mut active = array.members.values().filter(|member| member.in_sync()).peekable();
+        let open = active.peek().is_some() && active.all(|member: &MemberFact| !member.flags.contains("blocked"));
+        // A freeze that failed is not tried again instead of the record: that would be never read.
+        lost && open && !self.freeze_failed.get()
     }
 
     async fn candidates(&self, connections: &BTreeMap<ExportKey, ConnectionFact>) -> BTreeMap<ExportKey, Candidate> {
@@ -111,6 +144,11 @@ impl ArrayWorld {
     }
 }
 
+/// Components of failed members.
+fn failed(array: &ArrayFact) -> impl Iterator<Item = &String> {
+    array.members.iter().filter(|(_, member)| member.flags.contains("faulty")).map(|(component, _)| component)
+}
+
 /// The head of a connection as a member to be.
 fn remote(connection: &ConnectionFact) -> Option<Candidate> {
     let head = connection.head.as_ref()?;
@@ -137,12 +175,15 @@ impl World<Array> for ArrayWorld {
     async fn observe(&self, wish: Option<&ArrayWish>) -> Result<ArrayLook, Failure> {
         let kernel = &self.env.kernel;
         // The record first: what the kernel shows is then not older than what it is compared with.
-        let Reading { look: record, stored } = self.env.read_record(self.volume).await;
+        let Reading { look: record, stored } = self.record().await;
         self.stored.replace(stored);
         let node = self.env.node().await?;
         let connections = kernel.connections(self.volume).await?;
         let candidates = self.candidates(&connections).await;
         let array = kernel.array(self.volume).await?;
+        if matches!(record, RecordLook::Fresh(_)) {
+            self.seen_failed.replace(array.iter().flat_map(failed).cloned().collect());
+        }
         let staged = wish.is_some_and(|wish| wish.staged);
         let live_mounts = match array {
             Some(_) => kernel.mounts(self.volume).await?.mounts,
