@@ -218,7 +218,8 @@ fn comes_back(story: &mut Story, cluster: &mut Cluster, volume: &mut Volume) -> 
         let re_added = lines[audited..].iter().any(|l| l.contains("re-add-member"));
         ensure!(re_added, "the copy came back by a full recovery:\n{}", lines[audited..].join("\n"));
         let copied = copied_bytes(cluster, volume)?;
-        ensure!(copied < SIZE as u64 / 2, "{copied} bytes were copied: not only dirty regions");
+        // Eight chunks of the bitmap: what was written lies in a few, and the last one is copied always (F24).
+        ensure!(copied < SIZE as u64 / 4 * 3, "{copied} bytes were copied: not only dirty regions");
         let mib = |bytes: u64| bytes as f64 / MIB as f64;
         Ok((
             (),

@@ -217,6 +217,17 @@ impl Stage {
         self.must(self.in_sync() == wanted, &format!("in sync are {wanted:?}"));
     }
 
+    /// Writes at `near`, while `far` is away for a time and then begins to be copied to.
+    async fn until_a_copy_returns(&self, near: &str, far: &str) {
+        self.up(near).await;
+        self.writes(near, 10.0).await;
+        self.power_cut(far).await;
+        self.until_set(&["r0"]).await;
+        self.writes(near, 10.0).await;
+        self.power_on(far);
+        self.until_array(near, "the copy returns", |a| a.sync_action == "recover").await;
+    }
+
     async fn until_array(&self, node: &str, what: &str, so: impl Fn(&ArrayFact) -> bool) {
         let end = Instant::now() + Duration::from_secs_f64(PATIENCE);
         while Instant::now() < end {

@@ -25,8 +25,10 @@ pub(super) async fn a_drop_lands_late(stage: Rc<Stage>) {
     stage.cluster.world.heal(&near, &far);
     // Past the deadline of the drop (20 s), before it lands.
     stage.writes(&near, 26.0).await;
+    // Nobody sees it land, or writes would be frozen.
     stage.cluster.api_link(&near, Link::Hang);
     stage.cluster.world.lose_hints(&near, 1000);
+    stage.cluster.world.fail_looks(&near, 200);
     stage.writes(&near, 8.0).await;
     stage.power_cut(&near).await;
     stage.cluster.api_link(&near, Link::Up);
@@ -177,13 +179,7 @@ pub(super) async fn the_set_is_lost(stage: Rc<Stage>) {
 /// A copy comes back while its consumer's agent is dead; then the recorded one fails (rule 3).
 pub(super) async fn nobody_sees_a_recovery_end(stage: Rc<Stage>) {
     let (near, far, [new, _]) = (stage.home("r0"), stage.home("r1"), stage.others());
-    stage.up(&near).await;
-    stage.writes(&near, 10.0).await;
-    stage.power_cut(&far).await;
-    stage.until_set(&["r0"]).await;
-    stage.writes(&near, 10.0).await;
-    stage.power_on(&far);
-    stage.until_array(&near, "the copy returns", |a| a.sync_action == "recover").await;
+    stage.until_a_copy_returns(&near, &far).await;
     stage.cluster.kill_agent(&near).await;
     pass(400.0).await;
     stage.cluster.world.drive_break(&near, &drive(&near), true);
@@ -198,18 +194,13 @@ pub(super) async fn nobody_sees_a_recovery_end(stage: Rc<Stage>) {
 /// The last recorded copy fails between the end of another one's recovery and its record (rule 3).
 pub(super) async fn the_recorded_copy_fails_first(stage: Rc<Stage>) {
     let (near, far, [new, _]) = (stage.home("r0"), stage.home("r1"), stage.others());
-    stage.up(&near).await;
-    stage.writes(&near, 10.0).await;
-    stage.power_cut(&far).await;
-    stage.until_set(&["r0"]).await;
-    stage.writes(&near, 10.0).await;
-    stage.power_on(&far);
-    stage.until_array(&near, "the copy returns", |a| a.sync_action == "recover").await;
+    stage.until_a_copy_returns(&near, &far).await;
     stage.cluster.store.faults().set_latency(&near, Duration::from_millis(2600), Duration::ZERO);
     stage.until_array(&near, "the copy is back", |a| a.degraded == 0).await;
+    // It would be in the record 2.6 s later at the earliest, and nobody is there to freeze anything.
+    stage.cluster.kill_agent(&near).await;
     stage.cluster.world.drive_break(&near, &drive(&near), true);
-    // It is in the record 2.6 s later at the earliest.
-    stage.writes(&near, 1.5).await;
+    stage.writes(&near, 10.0).await;
     stage.power_cut(&near).await;
     stage.must(stage.in_sync() == ["r0"], "the record has the lost copy alone");
     stage.cluster.world.drive_break(&near, &drive(&near), false);
