@@ -33,6 +33,7 @@ use std::time::Duration;
 
 pub use flap::CALM;
 pub use pace::SyncSpeeds;
+pub use run::to_freeze;
 
 /// A remote member that has been unreachable this long is taken out of the set when another copy answers (rule 2).
 pub const UNREACHABLE: Duration = Duration::from_secs(5);

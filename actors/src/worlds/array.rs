@@ -5,11 +5,11 @@ use crate::env::{Env, Reading};
 use crate::failure::Failure;
 use crate::shell::World;
 use meshstor_api::MeshStorVolume;
-use meshstor_kernel::facts::{ArrayFact, ConnectionFact, MemberFact, PartitionFact};
+use meshstor_kernel::facts::{ArrayFact, ConnectionFact, PartitionFact};
 use meshstor_kernel::id::{ExportKey, ReplicaKey, VolumeId};
 use meshstor_kernel::ops::{Changed, Op};
 use meshstor_plan::Step;
-use meshstor_plan::array::{Array, ArrayLook, ArrayWish, Candidate, RecordLook, probes};
+use meshstor_plan::array::{Array, ArrayLook, ArrayWish, Candidate, RecordLook, probes, to_freeze};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -77,10 +77,8 @@ impl ArrayWorld {
     /// Whether a member has failed that no look with the record has seen yet, and writes go on.
     fn lost_unfrozen(&self, array: &ArrayFact) -> bool {
         let lost = failed(array).any(|component| !self.seen_failed.borrow().contains(component));
-        let mut active = array.members.values().filter(|member| member.in_sync()).peekable();
-        let open = active.peek().is_some() && active.all(|member: &MemberFact| !member.flags.contains("blocked"));
         // A freeze that failed is not tried again instead of the record: that would be never read.
-        lost && open && !self.freeze_failed.get()
+        lost && to_freeze(array).is_some() && !self.freeze_failed.get()
     }
 
     async fn candidates(&self, connections: &BTreeMap<ExportKey, ConnectionFact>) -> BTreeMap<ExportKey, Candidate> {

@@ -16,14 +16,18 @@ pub(super) fn unrecorded(volume: VolumeId, look: &ArrayLook, reason: Reason) -> 
     {
         return step;
     }
-    if array.members.values().any(|m| m.flags.contains("faulty"))
-        && let Some((component, _)) = array.members.iter().find(|(_, m)| m.in_sync())
-        && !frozen(array)
-    {
+    if let Some(component) = to_freeze(array) {
         let op = Op::FreezeWrites { volume, component: component.clone(), frozen: true };
         return Plan::step(op, in_use(look, Some(reason)));
     }
     Plan::rest(in_use(look, Some(reason)))
+}
+
+/// The member to freeze writes by, when one has failed and they still go on.
+pub fn to_freeze(array: &ArrayFact) -> Option<&String> {
+    let lost = array.members.values().any(|m| m.flags.contains("faulty"));
+    let (component, _) = array.members.iter().find(|(_, m)| m.in_sync())?;
+    (lost && !frozen(array)).then_some(component)
 }
 
 /// The steady state. The first rule that has something to do decides the step.
