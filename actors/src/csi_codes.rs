@@ -44,6 +44,7 @@ pub fn verdict(reason: &Reason) -> Verdict {
         | Reason::HeldByArray { .. }
         | Reason::Busy { .. }
         | Reason::DriveRefused { .. }
+        | Reason::DriveUnreadable { .. }
         | Reason::DriveGone
         | Reason::NoSpace { .. }
         | Reason::NoRoomBehind { .. }

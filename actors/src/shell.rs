@@ -33,6 +33,8 @@ const OBSERVE_MAX: Duration = Duration::from_secs(30);
 const RECORD_MAX: Duration = Duration::from_secs(15);
 /// The same for an operation of the kernel, after its own deadline.
 const KERNEL_FUSE: Duration = Duration::from_secs(1);
+/// How long a stop waits at most for what is unfinished: kubelet gives the agent 30 s, and a round may be under way.
+const FINISH_MAX: Duration = Duration::from_secs(15);
 /// So many steps without a rest are a plan that runs in circles: it goes on, slowly and loudly.
 const STEPS_WITHOUT_REST: u32 = 64;
 
@@ -118,7 +120,9 @@ pub struct Shell<M: Machine, W: World<M>> {
     period: Duration,
     busy: bool,
     dirty: bool,
-    stopping: bool,
+    /// Until when a stop that was asked for waits.
+    stopping: Option<Instant>,
+    unfinished: bool,
     timer: Option<SpawnHandle>,
     failures: u32,
     not_before: Option<Instant>,
@@ -145,7 +149,8 @@ impl<M: Machine, W: World<M>> Shell<M, W> {
             period,
             busy: false,
             dirty: false,
-            stopping: false,
+            stopping: None,
+            unfinished: false,
             timer: None,
             failures: 0,
             not_before: None,
@@ -162,7 +167,7 @@ impl<M: Machine, W: World<M>> Shell<M, W> {
             return;
         }
         // A parent that is gone wants nothing; its own timers would keep this actor alive for ever.
-        if self.stopping || self.wanted.has_changed().is_err() {
+        if self.stops() || self.wanted.has_changed().is_err() {
             return actix::ActorContext::stop(ctx);
         }
         self.cancel_timer(ctx);
@@ -170,15 +175,19 @@ impl<M: Machine, W: World<M>> Shell<M, W> {
         self.dirty = false;
         self.not_before = None;
         let wanted = self.wanted.borrow_and_update().clone();
-        let round = round(Rc::clone(&self.world), wanted, self.speaker.clone());
+        let round = round(Rc::clone(&self.world), wanted, self.speaker.clone(), self.stopping.is_some());
         ctx.spawn(round.into_actor(self).map(|end, shell, ctx| shell.ended(end, ctx)));
     }
 
-    fn ended(&mut self, end: End, ctx: &mut Context<Self>) {
+    fn stops(&self) -> bool {
+        self.stopping.is_some_and(|until| !self.unfinished || until <= Instant::now())
+    }
+
+    fn ended(&mut self, (end, unfinished): (End, Option<bool>), ctx: &mut Context<Self>) {
         self.busy = false;
-        if self.stopping {
-            actix::ActorContext::stop(ctx);
-            return;
+        self.unfinished = unfinished.unwrap_or(self.unfinished);
+        if self.stops() {
+            return actix::ActorContext::stop(ctx);
         }
         match end {
             End::Rest { look_in } => {
@@ -189,6 +198,8 @@ impl<M: Machine, W: World<M>> Shell<M, W> {
                 if mutant::on(Mutant::HintsOnly) && !self.dirty {
                     return;
                 }
+                // Nobody hints at what happens any more.
+                let pause = if self.stopping.is_some() { pause.min(RETRY_MIN) } else { pause };
                 self.again(if self.dirty { Duration::ZERO } else { pause }, ctx);
             }
             End::Step { step, changed } => self.stepped(step, changed, ctx),
@@ -279,8 +290,9 @@ impl<M: Machine, W: World<M>> Handler<Stop> for Shell<M, W> {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
-        self.stopping = true;
-        if !self.busy {
+        // Said again as long as it has not ended.
+        self.stopping.get_or_insert_with(|| Instant::now() + FINISH_MAX);
+        if !self.busy && self.stops() {
             actix::ActorContext::stop(ctx);
         }
     }
@@ -310,8 +322,14 @@ enum End {
     Failed(Failure),
 }
 
-/// Observe, plan, report, do at most one step.
-async fn round<M: Machine, W: World<M>>(world: Rc<W>, wanted: Wanted<M::Desired>, speaker: Speaker<M::Status>) -> End {
+/// Observe, plan, report, do at most one step; `last` says that it may only finish what was begun. Answers also whether
+/// something waits for the next round; nothing when that could not be seen.
+async fn round<M: Machine, W: World<M>>(
+    world: Rc<W>,
+    wanted: Wanted<M::Desired>,
+    speaker: Speaker<M::Status>,
+    last: bool,
+) -> (End, Option<bool>) {
     let observed = within(OBSERVE_MAX, || format!("looking at {} {}", M::KIND, speaker.key), {
         world.observe(wanted.desired.as_ref())
     });
@@ -322,15 +340,17 @@ async fn round<M: Machine, W: World<M>>(world: Rc<W>, wanted: Wanted<M::Desired>
         Ok(fact) => fact,
         Err(failure) => {
             speaker.fails(&failure);
-            return End::Failed(failure);
+            return (End::Failed(failure), None);
         }
     };
     let Plan { next, status, look_in } = M::plan(wanted.desired.as_ref(), &fact);
     tracing::trace!(kind = M::KIND, key = %speaker.key, ?fact, ?next, ?status, "round");
+    let next = next.filter(|_| !last || M::unfinished(&fact, None));
+    let unfinished = M::unfinished(&fact, next.as_ref());
     drop(fact);
     let Some(step) = next else {
         speaker.says(status, wanted.revision, true);
-        return End::Rest { look_in };
+        return (End::Rest { look_in }, Some(unfinished));
     };
     // A failure stays in the report until a step works or nothing is left to do.
     speaker.says(status, wanted.revision, false);
@@ -342,7 +362,7 @@ async fn round<M: Machine, W: World<M>>(world: Rc<W>, wanted: Wanted<M::Desired>
     let audit = events::Audit::begin(M::KIND, &speaker.key, &step);
     let result = within(limit, || step.to_string(), world.apply(&step)).await;
     audit.end(&result);
-    match result {
+    let end = match result {
         Ok(changed) => {
             speaker.works();
             End::Step { step, changed }
@@ -351,7 +371,8 @@ async fn round<M: Machine, W: World<M>>(world: Rc<W>, wanted: Wanted<M::Desired>
             speaker.fails(&failure);
             End::Failed(failure)
         }
-    }
+    };
+    (end, Some(unfinished))
 }
 
 /// The result, or `TimedOut` when it takes too long.

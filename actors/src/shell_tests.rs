@@ -206,6 +206,49 @@ fn a_stop_waits_for_the_round() {
 }
 
 #[test]
+fn a_stop_waits_for_what_is_unfinished_but_not_for_ever() {
+    paused(async {
+        let rig = Rig::start(99, |beads| (beads.value, beads.step_takes) = (96, Duration::from_secs(2)));
+        pass(1.0).await;
+        rig.addr.try_send(Stop).unwrap();
+        pass(2.0).await;
+        assert!(!rig.addr.connected());
+        assert_eq!(rig.abacus.with(|b| b.value), 97, "nothing waits for the rest");
+
+        let rig = Rig::start(1000, |beads| (beads.value, beads.step_takes) = (197, Duration::from_secs(2)));
+        pass(1.0).await;
+        rig.addr.try_send(Stop).unwrap();
+        pass(4.0).await;
+        assert!(rig.addr.connected());
+        pass(1.5).await;
+        assert!(!rig.addr.connected());
+        assert_eq!(rig.abacus.with(|b| b.value), 200);
+
+        let rig = Rig::start(1000, |beads| (beads.value, beads.step_takes) = (101, Duration::from_secs(2)));
+        pass(1.0).await;
+        rig.addr.try_send(Stop).unwrap();
+        pass(14.0).await;
+        assert!(rig.addr.connected());
+        pass(3.0).await;
+        assert!(!rig.addr.connected());
+    });
+}
+
+#[test]
+fn a_stop_waits_for_what_is_unfinished_through_failures() {
+    paused(async {
+        let rig = Rig::start(1000, |beads| {
+            beads.value = 199;
+            beads.fates.push_back(Fate::FailsBefore(Class::Retry));
+        });
+        rig.addr.try_send(Stop).unwrap();
+        pass(10.0).await;
+        assert!(!rig.addr.connected());
+        assert_eq!(rig.abacus.with(|b| b.value), 200);
+    });
+}
+
+#[test]
 fn a_panic_is_heard_by_the_parent() {
     paused(async {
         let rig = Rig::start(1, |beads| beads.fates.push_back(Fate::Panics));

@@ -38,6 +38,12 @@ impl Machine for Counter {
     fn plan(desired: Option<&u32>, fact: &u32) -> Plan<u32> {
         if desired.is_some_and(|wanted| fact < wanted) { Plan::step(up(), *fact) } else { Plan::rest(*fact) }
     }
+
+    /// From 100 on, whoever began has to come to the next hundred.
+    fn unfinished(fact: &u32, step: Option<&Step>) -> bool {
+        let begun = |value: u32| value > 100 && !value.is_multiple_of(100);
+        begun(*fact) || step.is_some() && begun(*fact + 1)
+    }
 }
 
 fn up() -> Op {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Words of a node's conditions that mean it will not accept this reservation, however long we wait.
-pub(crate) const REFUSALS: [&str; 3] = ["NoSpace", "DriveRefused", "DriveGone"];
+pub(crate) const REFUSALS: [&str; 4] = ["NoSpace", "DriveRefused", "DriveUnreadable", "DriveGone"];
 
 /// Refusals in a row after which a reservation is left as it is.
 const LOOKS_MAX: usize = 16;

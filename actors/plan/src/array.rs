@@ -24,16 +24,18 @@ mod stop;
 
 use crate::record::{RecordOp, VolumeRecord};
 use crate::wall::WallTime;
-use crate::{Machine, Plan, Reason};
+use crate::{Machine, Plan, Reason, Step};
 use meshstor_kernel::facts::{ArrayFact, ConnectionFact, MemberFact, MemberProbe, Transport};
 use meshstor_kernel::id::{BootId, Epoch, ExportKey, NodeName, ReplicaId, VolumeId};
 use meshstor_kernel::mutant::{self, Mutant};
+use meshstor_kernel::ops::Op;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use flap::CALM;
 pub use pace::SyncSpeeds;
 pub use run::to_freeze;
+pub use start::first_time as never_used;
 
 /// A remote member that has been unreachable this long is taken out of the set when another copy answers (rule 2).
 pub const UNREACHABLE: Duration = Duration::from_secs(5);
@@ -51,11 +53,6 @@ const SOON: Duration = Duration::from_millis(500);
 pub fn ours(name: &str) -> bool {
     let number = name.strip_prefix("md").and_then(|n| n.parse::<u32>().ok());
     number.is_some_and(|n| MD_MINORS.contains(&n))
-}
-
-/// Whether a record says that the volume never had an array that was used.
-pub fn never_used(record: &VolumeRecord) -> bool {
-    start::first_time(record)
 }
 
 /// MD minors that this program allocates; udev's own assemblies count down from 127.
@@ -199,6 +196,11 @@ impl Machine for Array {
     type Fact = ArrayLook;
     type Status = ArrayReport;
 
+    fn unfinished(look: &ArrayLook, step: Option<&Step>) -> bool {
+        look.array.iter().flat_map(|array| array.members.values()).any(run::is_blocked)
+            || matches!(step, Some(Step::Kernel(Op::FreezeWrites { frozen: true, .. })))
+    }
+
     fn plan(desired: Option<&ArrayWish>, look: &ArrayLook) -> Plan<ArrayReport> {
         let Some(wish) = desired else {
             return unclaimed(look);
@@ -299,9 +301,12 @@ fn not_ours(record: &VolumeRecord, look: &ArrayLook) -> Option<Reason> {
     (!same_boot).then_some(Reason::NewBoot)
 }
 
-/// Whether the array began under an older epoch.
+/// Whether the array began under an older epoch: by its members or, when none of them is known any more, because it takes
+/// writes before this epoch was activated (simulator, seed 1837).
 fn outlived(array: &ArrayFact, record: &VolumeRecord, look: &ArrayLook) -> bool {
-    members(array, look).any(|(key, _)| key.epoch < record.epoch) && !mutant::on(Mutant::DeposedByName)
+    let older = members(array, look).any(|(key, _)| key.epoch < record.epoch);
+    let open = ours(&array.name) && array.state != "readonly" && !start::first_time(record);
+    (older || open && record.activated_epoch < record.epoch) && !mutant::on(Mutant::DeposedByName)
 }
 
 /// The highest epoch that this node can see: that of its array's members, and those written on the drives it has read.

@@ -82,7 +82,8 @@ pub fn refusal(usage: DriveUsage, class: &DriveClass) -> Option<Reason> {
     match (usage, class) {
         (DriveUsage::Ignore, _) => because("spec.use is ignore"),
         (_, DriveClass::Theirs(why)) => because(why),
-        (_, DriveClass::Unreadable(why)) => because(why),
+        // Not "refused": whoever reads that may think of wiping it, and it can be full of data.
+        (_, DriveClass::Unreadable(why)) => Some(Reason::DriveUnreadable { why: why.clone() }),
         (DriveUsage::Auto, DriveClass::Shared) => {
             because("it holds foreign partitions; set spec.use to use if its free space may be taken")
         }
@@ -109,6 +110,16 @@ mod tests {
             assert_eq!((report.free_bytes, report.largest_free_bytes), (0, 0));
             assert!(report.refused.is_some());
         }
+    }
+
+    #[test]
+    fn a_drive_that_does_not_answer_is_not_called_somebody_elses() {
+        let mut drive = our_drive();
+        drive.class = DriveClass::Unreadable("no answer within 5s".into());
+        let report = Drive::plan(None, &seen(drive)).status;
+        assert_eq!(report.free_bytes, 0);
+        let said = report.refused.map(|reason| (reason.word(), reason.to_string()));
+        assert_eq!(said, Some(("DriveUnreadable", "the drive cannot be read: no answer within 5s".into())));
     }
 
     #[test]

@@ -45,6 +45,12 @@ pub trait Machine: 'static {
 
     /// The decision. Total: every input has an answer.
     fn plan(desired: Option<&Self::Desired>, fact: &Self::Fact) -> Plan<Self::Status>;
+
+    /// Whether something waits for what comes next, somebody's writes say, and would wait for the next program if this one
+    /// stopped now: by what was observed, or by what `step` has done since.
+    fn unfinished(_fact: &Self::Fact, _step: Option<&Step>) -> bool {
+        false
+    }
 }
 
 /// What to do next and what to report.

@@ -91,6 +91,28 @@ fn a_failed_member_has_its_writes_frozen_while_the_api_server_hangs() {
 }
 
 #[test]
+fn an_agent_that_is_told_to_stop_while_writes_are_frozen_thaws_them_first() {
+    paused(async {
+        let (rig, epoch) = Rig::staged(&["a", "b"]).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        rig.store.faults().set_link("a", meshstor_memstore::Link::Hang);
+        rig.world.drive_break("a", &rig.drives["a"], true);
+        rig.world.write("a", rig.volume, 5000, 2).await.unwrap();
+        pass(1.0).await;
+        let node = &rig.agents["a"].node;
+        let _ended = node.send(super::messages::Shutdown);
+        pass(5.0).await;
+        assert!(node.connected(), "nobody is left to thaw them");
+        rig.store.faults().set_link("a", meshstor_memstore::Link::Up);
+        pass(5.0).await;
+        assert!(!node.connected(), "{:#?}", rig.world.trace());
+        let last = rig.ops("a").into_iter().rfind(|op| op.contains("freeze-writes")).unwrap_or_default();
+        assert!(last.contains(" off"), "{last}: {:#?}", rig.world.trace());
+        rig.world.write("a", rig.volume, 5001, 3).await.unwrap();
+    });
+}
+
+#[test]
 fn a_restarted_agent_changes_nothing() {
     paused(async {
         let (mut rig, epoch) = Rig::staged(&["a", "b"]).await;

@@ -31,7 +31,7 @@ pub struct Told {
 
 /// Whether a condition says that something is wrong or under way: some are good when they hold, all others bad.
 pub fn bad(condition: &Condition) -> bool {
-    let positive = matches!(condition.type_.as_str(), "Ready" | "Healthy" | "Takeover" | "Claimed");
+    let positive = matches!(condition.type_.as_str(), "Ready" | "Healthy" | "Takeover" | "Claimed" | "Usable");
     (condition.status == "True") != positive
 }
 
@@ -52,13 +52,15 @@ pub fn changes(before: &[Condition], after: &[Condition]) -> Vec<Told> {
         if same || (now.type_ == "Ready" && find(after, "Healthy").is_some()) {
             continue;
         }
-        let warning = bad(now);
+        let bad = bad(now);
         // The first good word about an object is no news, nor is what passes, nor its end.
-        if passing(now) || !warning && old.as_ref().is_none_or(passing) {
+        if passing(now) || !bad && old.as_ref().is_none_or(passing) {
             continue;
         }
         let note =
             if now.message.is_empty() { format!("{} is {}", now.type_, now.status) } else { now.message.clone() };
+        // A drive that is somebody else's is as it should be: every node has one.
+        let warning = bad && !(now.type_ == "Usable" && now.reason == "DriveRefused");
         told.insert(now.reason.clone(), Told { warning, reason: now.reason.clone(), note });
     }
     told.into_values().collect()
@@ -173,6 +175,19 @@ mod tests {
             changes(&[], &conditions(&[("Takeover", false, "AwaitingFence", "r0")]))[0].warning,
             "a takeover that waits"
         );
+    }
+
+    #[test]
+    fn a_drive_that_cannot_be_read_is_a_warning_and_a_foreign_one_a_word() {
+        let drive = |usable, reason: &str| conditions(&[("Usable", usable, reason, "ext4")]);
+        let warning = |before: &[Condition], after: &[Condition]| -> Vec<bool> {
+            changes(before, after).iter().map(|told| told.warning).collect()
+        };
+        let good = drive(true, "Healthy");
+        assert_eq!(warning(&good, &drive(false, "DriveUnreadable")), [true]);
+        assert_eq!(warning(&drive(false, "DriveUnreadable"), &good), [false]);
+        assert_eq!(warning(&[], &drive(false, "DriveRefused")), [false]);
+        assert!(warning(&[], &good).is_empty());
     }
 
     #[test]

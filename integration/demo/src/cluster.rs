@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 const NODE_SOCKET: &str = "/run/meshstor/csi.sock";
 /// The guest without an RDMA link: whatever has a copy there runs over TCP.
 pub const TCP_ONLY: &str = "node-c";
-const AGENT_LOG: &str = "/var/log/meshstor-node.log";
+/// Where an agent writes its log, in its guest.
+pub const AGENT_LOG: &str = "/var/log/meshstor-node.log";
 
 /// Everything that runs.
 pub struct Cluster {
@@ -230,7 +231,8 @@ impl Drop for Cluster {
     }
 }
 
-fn agent_command(name: &str) -> String {
+/// The command line that starts an agent in its guest.
+pub fn agent_command(name: &str) -> String {
     format!(
         "mkdir -p /run/meshstor; KUBECONFIG=/etc/meshstor.kubeconfig RUST_LOG=info setsid nohup \
          /host/meshstor node --node-name {name} --csi-endpoint unix://{NODE_SOCKET} \

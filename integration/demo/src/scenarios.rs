@@ -118,7 +118,9 @@ fn agent_killed(cluster: &mut Cluster) -> Result<String> {
     let longest = history.longest();
     volume.history.append(&history);
     ensure!(changes.is_empty(), "a restarted agent changed something:\n{}", changes.join("\n"));
-    ensure!(longest < Duration::from_secs(1), "a write took {longest:?}; undisturbed the longest took {undisturbed:?}");
+    // An agent needs longer than this to come back: what waited for it would show. What the machine does besides is allowed.
+    let limit = Duration::from_secs(1) + 2 * undisturbed;
+    ensure!(longest < limit, "a write took {longest:?}; undisturbed the longest took {undisturbed:?}");
     let compared = verify(cluster, &volume)?;
     take_down(cluster, &volume)?;
     Ok(format!(

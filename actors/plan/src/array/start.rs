@@ -37,7 +37,7 @@ fn trusted(record: &VolumeRecord) -> BTreeSet<ReplicaId> {
 }
 
 /// Whether the volume never had an array that was used.
-pub(super) fn first_time(record: &VolumeRecord) -> bool {
+pub fn first_time(record: &VolumeRecord) -> bool {
     record.activated_epoch == 0 && record.format == FormatRecord::Never
 }
 

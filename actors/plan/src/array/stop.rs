@@ -15,7 +15,7 @@ pub(super) fn release(volume: VolumeId, look: &ArrayLook) -> Plan<ArrayReport> {
         // A record older than the array deposes nobody: it went back in time (F16).
         if let RecordLook::Fresh(record) = &look.record
             && newest_epoch(look).is_none_or(|epoch| epoch <= record.epoch)
-            && (record.consumer.as_ref() != Some(&look.me) || members(array, look).any(|(k, _)| k.epoch < record.epoch))
+            && (record.consumer.as_ref() != Some(&look.me) || outlived(array, record, look))
         {
             return depose(record, array, look);
         }
