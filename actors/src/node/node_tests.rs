@@ -91,6 +91,24 @@ fn a_failed_member_has_its_writes_frozen_while_the_api_server_hangs() {
 }
 
 #[test]
+fn an_agent_that_begins_beside_a_failed_member_asks_for_the_record_before_it_freezes_writes() {
+    paused(async {
+        let (mut rig, epoch) = Rig::staged(&["a", "b"]).await;
+        rig.publish("a", epoch, POD).await.unwrap();
+        rig.kill_agent("a").await;
+        rig.world.drive_break("a", &rig.drives["a"], true);
+        rig.world.write("a", rig.volume, 5000, 1).await.unwrap();
+        rig.store.faults().set_link("a", meshstor_memstore::Link::Hang);
+        rig.start_agent("a");
+        let frozen = |rig: &Rig| rig.ops("a").iter().any(|op| op.contains("freeze-writes"));
+        pass(0.4).await;
+        assert!(!frozen(&rig), "an answer takes that long when there is a connection to make");
+        pass(1.6).await;
+        assert!(frozen(&rig), "nobody answers: {:#?}", rig.world.trace());
+    });
+}
+
+#[test]
 fn an_agent_that_is_told_to_stop_while_writes_are_frozen_thaws_them_first() {
     paused(async {
         let (rig, epoch) = Rig::staged(&["a", "b"]).await;

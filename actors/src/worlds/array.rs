@@ -32,6 +32,8 @@ pub struct ArrayWorld {
     re_add_failed: RefCell<BTreeSet<String>>,
     /// Failed members that a look with the record has seen.
     seen_failed: RefCell<BTreeSet<String>>,
+    /// How long an answer about the record is awaited before the array is looked at.
+    patience: Cell<Duration>,
     freeze_failed: Cell<bool>,
     cut_off: Cell<bool>,
 }
@@ -39,6 +41,10 @@ pub struct ArrayWorld {
 /// How often the array is looked at while an answer of the API server is awaited: a failed member has its writes frozen by
 /// then, whether the server answers or not (P6). An answer is seldom as late.
 const MEANWHILE: Duration = Duration::from_millis(50);
+/// The same for the first answer of an agent's life, which has a connection to make first. A member that it finds failed may
+/// have been out of the record for days, and writes are not to stop for each restart (P5); if not, it has gone on without an
+/// agent for longer than this.
+const FIRST: Duration = Duration::from_millis(500);
 
 impl ArrayWorld {
     /// Of this volume.
@@ -52,6 +58,7 @@ impl ArrayWorld {
             own: RefCell::default(),
             re_add_failed: RefCell::default(),
             seen_failed: RefCell::default(),
+            patience: Cell::new(FIRST),
             freeze_failed: Cell::new(false),
             cut_off: Cell::new(false),
         }
@@ -64,8 +71,11 @@ impl ArrayWorld {
         loop {
             tokio::select! {
                 biased;
-                reading = &mut reading => return reading,
-                () = tokio::time::sleep(MEANWHILE) => {}
+                reading = &mut reading => {
+                    self.patience.set(MEANWHILE);
+                    return reading;
+                }
+                () = tokio::time::sleep(self.patience.replace(MEANWHILE)) => {}
             }
             let array = self.env.kernel.array(self.volume).await.ok().flatten();
             if array.is_some_and(|array| self.lost_unfrozen(&array)) {
