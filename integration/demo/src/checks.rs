@@ -53,7 +53,9 @@ pub fn sockets(cluster: &Cluster, node: &str, ports: &BTreeSet<u16>) -> Result<u
 
 /// Everything of ours that a node's kernel and drives hold. Empty after everything was deleted.
 pub fn leftovers(guest: &Guest) -> Result<Vec<String>> {
-    let script = "for t in /dev/nvme?n1; do sgdisk -p $t 2>/dev/null | grep meshstor- | sed \"s|^|gpt $t |\"; done; \
+    let script = "for t in $(ls /dev/nvme*n* | grep -v p); do \
+            sgdisk -p $t 2>/dev/null | grep meshstor- | sed \"s|^|gpt $t |\"; \
+        done; \
         for d in subsystems ports; do ls -1 /sys/kernel/config/nvmet/$d 2>/dev/null | sed \"s|^|nvmet $d |\"; done; \
         grep -l meshstor /sys/class/nvme/nvme*/subsysnqn 2>/dev/null | sed 's/^/controller /'; \
         grep ^md /proc/mdstat | sed 's/^/array /'; grep /dev/md /proc/mounts | sed 's/^/mount /'; true";

@@ -26,12 +26,15 @@ pub fn verify_each(cluster: &Cluster, volume: &Volume) -> Result<String> {
 }
 
 /// A piece of script that leaves the device of a volume's partition in `$p`, or fails. By the table of partitions: udev does
-/// not know the name at every moment, and the kernel not of one that was added since it read the table.
+/// not know the name at every moment, and the kernel not of one that was added since it read the table. A drive that was
+/// pulled and put back may be `nvme0n2`.
 pub fn locate(volume: &Volume) -> Result<String> {
     let label = volume.data_id.get(..8).context("a volume id of more than eight digits")?;
     let number = format!("s/^ *\\([0-9]*\\) .* meshstor-{label}-[^ ]*$/\\1/p");
     Ok(format!(
-        "for d in /dev/nvme?n1; do n=$(sgdisk -p $d 2>/dev/null | sed -n '{number}'); [ -n \"$n\" ] && p=${{d}}p$n; done; \
+        "for d in $(ls /dev/nvme*n* | grep -v p); do \
+            n=$(sgdisk -p $d 2>/dev/null | sed -n '{number}'); [ -n \"$n\" ] && p=${{d}}p$n; \
+         done; \
          [ -b \"$p\" ] || {{ echo \"no partition of meshstor-{label}\" >&2; exit 1; }}"
     ))
 }
